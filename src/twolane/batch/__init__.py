@@ -1,0 +1,1 @@
+"""The batch lane: durable, patient, exact. Never imports the online lane."""

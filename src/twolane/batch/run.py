@@ -1,0 +1,367 @@
+"""A run: made from a flow and its sources, asked about, resumed, killed. The work itself is in `worker`.
+
+Gateway and console never import this module: they write intents into the store. A run that was started without a
+waiting worker lies there as `queued` until one picks it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import importlib
+import io
+import os
+import random
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from pydantic import ValidationError
+
+from twolane.batch.workflow import Workflow
+from twolane.config import near
+from twolane.domain.document import Document
+from twolane.domain.money import decimal_string
+from twolane.errors import ConfigError, NotFound, Problem, UsageError
+from twolane.kernel import Kernel, ledger
+from twolane.knowledge.ingest import Source
+from twolane.store import Row, Transaction
+from twolane.store.vault import seal, unseal
+
+FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
+"""Built-in flows by name. Others are named module:function."""
+
+TABLE = "table.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What is known of a run; the fields of `run show --json`. Money as decimal strings."""
+
+    run: str
+    flow: str
+    status: str
+    reason: str
+    items: Mapping[str, int]
+    calls: int
+    reused: int
+    tokens: Mapping[str, int]
+    cost: str
+    currency: str
+    seconds: float
+    reports: str
+    forecast: Mapping[str, object] | None
+    by_agent: Mapping[str, Mapping[str, object]]
+
+    def fields(self) -> dict[str, object]:
+        """As one JSON object."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @property
+    def exit_code(self) -> int:
+        """What a waiting command ends with: 0 done, 3 stopped by a budget or a switch, 1 otherwise."""
+        if self.status == "done":
+            return 0
+        return 3 if self.status == "stopped" and self.reason.startswith(("budget:", "switch:")) else 1
+
+
+def load_flow(name: str, folder: Path) -> Workflow:
+    """The workflow behind a name: built in, or `module:function` with `folder` first on the module path.
+
+    Raises:
+        UsageError: there is none; what is near or wrong is said.
+    """
+    target = FLOWS.get(name, name)
+    module_name, colon, attribute = target.partition(":")
+    if not colon:
+        raise UsageError(f"there is no flow {name!r}{near(name, FLOWS)}", hint="Name your own as module:function")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"flow {name!r}: there is no module {error.name!r} in {folder}") from None
+    except Exception as error:  # noqa: BLE001 - the user's module runs here: whatever it raises is theirs to read
+        raise UsageError(f"flow {name!r}: its module raised {type(error).__name__}: {error}") from None
+    flow = getattr(module, attribute, None)
+    if not isinstance(flow, Workflow):
+        flows = [key for key, value in vars(module).items() if isinstance(value, Workflow)]
+        raise UsageError(f"flow {name!r}: {module_name} has no workflow {attribute!r}{near(attribute, flows)}")
+    return flow
+
+
+def input_of(flow: Workflow, source: Source) -> tuple[bytes | None, Problem | None]:
+    """What an item of this flow keeps of its source, as JSON; or the problem that sends it to quarantine."""
+    if source.problem:
+        return None, Problem("", source.problem)
+    if flow.takes is Document:
+        document = source.document
+        if document is None:
+            return None, Problem("", "this flow takes documents: a row needs a text")
+        return orjson.dumps([document.text, document.source, list(document.pages)]), None
+    row = dict(source.row or {})
+    if not row and source.document is not None:
+        row = {"id": source.id, "text": source.document.text}
+    try:
+        revive_input(flow, source.id, orjson.dumps(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        return None, Problem("/" + "/".join(map(str, first["loc"])), first["msg"])
+    return orjson.dumps(row), None
+
+
+def revive_input(flow: Workflow, name: str, body: bytes) -> Any:  # Any: what the flow's first parameter takes
+    """The flow's first argument, from what its item keeps."""
+    value = orjson.loads(body)
+    if flow.takes is Document:
+        text, source, pages = value
+        return Document(name, text, source, tuple(pages))
+    return flow.takes.model_validate(value)  # type: ignore[union-attr]  # the other kind is a pydantic model
+
+
+async def create(
+    kernel: Kernel,
+    *,
+    flow_name: str,
+    flow: Workflow,
+    sources: Sequence[Source],
+    options: Mapping[str, str],
+    budget_pico: int | None,
+    tenant: str,
+    reports: Path | None = None,
+) -> str:
+    """Write a new run with all its items, in a seeded random order, in one transaction. Its id.
+
+    Length order would make every live forecast wrong, so the order is a seeded permutation.
+    """
+    run, seed = f"r{secrets.token_hex(5)}", secrets.randbits(32)
+    order = list(sources)
+    random.Random(seed).shuffle(order)
+    prepared = [(source, *input_of(flow, source)) for source in order]
+    folder = reports or kernel.store_path.parent / "reports" / run
+    kept = orjson.dumps(
+        {"with": dict(options), "reports": str(folder.absolute()), "seed": seed, "workflow_version": flow.version}
+    ).decode()
+
+    def work(tx: Transaction) -> None:
+        now_us = time.time_ns() // 1000
+        tx.run("add_run", id=run, tenant=tenant, flow=flow_name, workflow=flow.name, options=kept, created=now_us)
+        for position, (source, body, problem) in enumerate(prepared):
+            subject = kernel.subject(tx, tenant, source.id)
+            body_id = None if body is None else tx.run("add_body", subject=subject.id, sealed=seal(subject, body))
+            problems = orjson.dumps([[problem.pointer, problem.text]] if problem else []).decode()
+            tx.run(
+                "add_item",
+                run=run,
+                position=position,
+                name=source.id,
+                subject=subject.id,
+                source=body_id,
+                status="quarantined" if problem else "queued",
+                problems=problems,
+            )
+            if problem:
+                ledger.append(tx, handoff_entry(run, tenant, subject.id, "ingest", [problem], now_us))
+        ledger.append(
+            tx,
+            {
+                "v": 1,
+                "kind": "run",
+                "run": run,
+                "tenant": tenant,
+                "workflow": flow.name,
+                "event": "created",
+                "version": flow.version,
+                "items": len(prepared),
+                "at_us": now_us,
+            },
+        )
+
+    await kernel.store.write(work)
+    if budget_pico is not None:
+        await kernel.treasury.set_budget(f"run:{run}", period="total", pico=budget_pico, tokens=None, actor="run start")
+    return run
+
+
+def handoff_entry(
+    run: str, tenant: str, subject: str, agent: str, problems: Sequence[Problem], now_us: int
+) -> dict[str, object]:
+    """The entry of a refused handoff. Problems may quote the document, so only their pointers enter the leaf."""
+    return {
+        "v": 1,
+        "kind": "handoff",
+        "run": run,
+        "tenant": tenant,
+        "item": subject,
+        "agent": agent,
+        "status": "refused",
+        "pointers": [problem.pointer[:200] for problem in problems[:20]],
+        "at_us": now_us,
+    }
+
+
+def find(kernel: Kernel, run: str) -> Row:
+    """The run's row.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    row = kernel.store.one("run", id=run)
+    if row is None:
+        known = [other["id"] for other in kernel.store.all("runs", count=20)]
+        raise NotFound(f"there is no run {run!r}{near(run, known) if known else '; none was started yet'}")
+    return row
+
+
+def summary(kernel: Kernel, run: str) -> RunSummary:
+    """What is known of a run now, read from its roll-ups."""
+    row = find(kernel, run)
+    counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
+    totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
+    seconds = row["seconds"]
+    if row["status"] == "running" and kernel.presence.is_alive(row["owner"]):
+        seconds += max(0.0, time.time() - row["began"] / 1e6)
+    return RunSummary(
+        run=run,
+        flow=row["flow"],
+        status=row["status"],
+        reason=row["reason"],
+        items={
+            "total": sum(counts.values()),
+            "done": counts.get("done", 0),
+            "quarantined": counts.get("quarantined", 0),
+        },
+        calls=sum(each["calls"] for each in totals),
+        reused=sum(each["reused"] for each in totals),
+        tokens={
+            "input": sum(each["input_tokens"] for each in totals),
+            "output": sum(each["output_tokens"] for each in totals),
+        },
+        cost=decimal_string(sum(each["cost_pico"] for each in totals)),
+        currency=kernel.config.currency,
+        seconds=round(seconds, 3),
+        reports=options_of(row)["reports"],
+        forecast=orjson.loads(row["forecast"]) if row["forecast"] else None,
+        by_agent={
+            each["agent"]: {
+                "calls": each["calls"],
+                "reused": each["reused"],
+                "refused": each["refused"],
+                "failed": each["failed"],
+                "cost": decimal_string(each["cost_pico"]),
+            }
+            for each in totals
+        },
+    )
+
+
+def options_of(row: Row) -> dict[str, Any]:  # Any: JSON of our own making, see `create`
+    """What the run was started with."""
+    options: dict[str, Any] = orjson.loads(row["options"])
+    return options
+
+
+async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: float = 30.0) -> dict[str, object]:
+    """Trip the run's switch, and answer when its last step is closed."""
+    began, row = time.monotonic(), find(kernel, run)
+    if row["status"] == "done":
+        raise ConfigError(f"run {run} is done: there is nothing to stop")
+    since = kernel.store.one("count_entries")
+    await kernel.switches.trip(f"run:{run}", cause=cause, actor=actor)
+    while find(kernel, run)["status"] == "running" and kernel.presence.is_alive(find(kernel, run)["owner"]):
+        if time.monotonic() - began > patience_s:
+            break
+        await asyncio.sleep(0.01)
+    now = find(kernel, run)
+    if now["status"] in ("queued", "running") and not (now["owner"] and kernel.presence.is_alive(now["owner"])):
+        await kernel.store.write(
+            lambda tx: tx.run("stop_run", id=run, reason=f"switch: {cause}", now=time.time_ns() // 1000)
+        )
+    first = since["entries"] if since else 0
+    killed = kernel.store.one("killed_since", run=run, first=first)
+    return {
+        "run": run,
+        "status": find(kernel, run)["status"],
+        "stopped_steps": killed["steps"] if killed else 0,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+# ── reports ──
+
+
+def write_report(kernel: Kernel, run_row: Row, item: Row, result: Any) -> None:  # Any: the workflow's own model
+    """`<percent-encoded item id>.json`, and `.md` where the result offers one; each whole or not at all."""
+    folder = Path(options_of(run_row)["reports"])
+    folder.mkdir(parents=True, exist_ok=True)
+    name = quote(item["name"], safe="")
+    fields = {
+        "run": run_row["id"],
+        "item": item["name"],
+        "flow": run_row["flow"],
+        "result": result.model_dump(mode="json"),
+    }
+    if hasattr(result, "markdown"):
+        write_whole(folder / f"{name}.md", result.markdown().encode())
+    write_whole(folder / f"{name}.json", orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
+    """The run's table, and any report that a crash kept from being written; from the stored outputs alone."""
+    row = find(kernel, run)
+    folder = Path(options_of(row)["reports"])
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Mapping[str, object]] = []
+    for position in kernel.store.all("positions", run=run, status="done"):
+        item = kernel.store.all("items", run=run, first=position["position"], last=position["position"])[0]
+        result = flow.returns.model_validate_json(read_body(kernel, item["output"]))
+        if not (folder / f"{quote(item['name'], safe='')}.json").exists():
+            write_report(kernel, row, item, result)
+        if hasattr(result, "rows"):
+            rows.extend({"item": item["name"], **each} for each in result.rows())
+    if rows:
+        rows.sort(key=lambda each: str(each["item"]))
+        write_whole(folder / TABLE, _csv(rows))
+
+
+def read_body(kernel: Kernel, body: int) -> bytes:
+    """A stored body, opened.
+
+    Raises:
+        NotFound: it was erased.
+    """
+    row = kernel.store.one("body", id=body)
+    if row is None:
+        raise NotFound("this content was erased")
+    return unseal(kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, even after a crash."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
+    """Rows as CSV; a cell that a spreadsheet would take for a formula is kept from becoming one."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                key: f"'{value}" if str(value).startswith(("=", "+", "-", "@", "\t")) else value
+                for key, value in row.items()
+            }
+        )
+    return text.getvalue().encode()

@@ -1,0 +1,335 @@
+"""`twolane.toml` → Config. One file; unknown keys are refused with the nearest match; secrets only by reference.
+
+No file at all is the embedded default: SQLite in the working directory, built-in models at price 0, loopback only.
+Order of precedence: command line, then environment (`TWOLANE_SECTION__KEY`), then the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from twolane.domain.money import Money, pico_per_token
+from twolane.domain.records import Price
+from twolane.errors import ConfigError, TwolaneError
+
+DEFAULT_FILE = "twolane.toml"
+ENVIRONMENT = "TWOLANE_"
+
+
+class Section(BaseModel):
+    """Base of every table: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+def _secret(value: object) -> object:
+    if isinstance(value, str) and not value.startswith(("env:", "file:")):
+        raise ValueError("a secret is written by reference only: 'env:NAME' or 'file:PATH'")
+    return value
+
+
+def _decimal(value: object) -> object:
+    if isinstance(value, float):
+        raise ValueError('write money in quotes, like "0.05": a float is not exact')
+    text = str(value)
+    try:
+        pico_per_token(text)
+    except TwolaneError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+SecretRef = Annotated[str, BeforeValidator(_secret)]
+PerMillion = Annotated[str, BeforeValidator(_decimal)]
+
+
+class PriceTable(Section):
+    """Currency per million tokens, as decimal strings."""
+
+    input: PerMillion = Field(description="price of a million input tokens")
+    output: PerMillion = Field(description="price of a million output tokens")
+    cache_read: PerMillion | None = Field(default=None, description="price of a million input tokens read from a cache")
+    cache_write: PerMillion | None = Field(
+        default=None, description="price of a million input tokens written to a cache"
+    )
+
+    def as_price(self) -> Price:
+        """The same in picounits per token."""
+        cached = {
+            name: pico_per_token(value)
+            for name in ("cache_read", "cache_write")
+            if (value := getattr(self, name)) is not None
+        }
+        return Price(input=pico_per_token(self.input), output=pico_per_token(self.output), **cached)
+
+
+class Slots(Section):
+    """Calls that may be in flight at once, guaranteed to each lane."""
+
+    online: int = Field(default=8, ge=1, le=10_000, description="slots of the online lane")
+    batch: int = Field(default=4, ge=1, le=10_000, description="slots of the batch lane")
+
+
+class Timeout(Section):
+    """Seconds of silence after which an upstream is given up."""
+
+    first_token_s: float = Field(default=60, gt=0, le=3600, description="until the first token")
+    idle_s: float = Field(default=60, gt=0, le=3600, description="between two tokens")
+
+
+class Limit(Section):
+    """What the model can take and give, in tokens."""
+
+    context: int = Field(default=131_072, ge=256, description="input and output together")
+    output: int = Field(default=4_096, ge=1, description="most output tokens of one call")
+
+
+class UpstreamSection(Section):
+    """`[upstream.NAME]`: a priced place where a model answers."""
+
+    kind: Literal["openai", "extractive", "rehearsal"] = Field(description="the dialect, or a built-in model")
+    url: str | None = Field(default=None, description="base address, up to and with /v1; kind openai only")
+    model: str = Field(default="", description="the upstream's own name of the model")
+    key: SecretRef | None = Field(default=None, description="API key, as env:NAME or file:PATH")
+    price: PriceTable | None = Field(default=None, description='left out: calls are refused, unless unpriced = "allow"')
+    unpriced: Literal["refuse", "allow"] = Field(default="refuse", description="allow: no money is counted, tokens are")
+    slots: Slots = Field(default_factory=lambda: Slots(), description="calls in flight per lane")
+    retries: int = Field(default=2, ge=0, le=10, description="further attempts before the first byte")
+    timeout: Timeout = Field(default_factory=lambda: Timeout(), description="patience with silence")
+    limit: Limit = Field(default_factory=lambda: Limit(), description="size of the model")
+    structured: Literal["json_schema", "json_object", "none"] = Field(
+        default="json_schema",
+        description="how the server is asked for JSON that fits a schema; every reply is checked again",
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="options of a built-in model, such as pace"
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> UpstreamSection:
+        if self.kind == "openai":
+            if not self.url or not self.url.startswith(("http://", "https://")):
+                raise ValueError('kind = "openai" needs url = "http(s)://…/v1"')
+            if not self.model:
+                raise ValueError('kind = "openai" needs model = "…", the server\'s own name of it')
+        elif self.url or self.key:
+            raise ValueError(f'kind = "{self.kind}" is built in: it has no url and no key')
+        return self
+
+    def price_of(self) -> Price | None:
+        """Its price in picounits per token; None where it has none."""
+        return self.price.as_price() if self.price else None
+
+
+class Rule(Section):
+    """`[[route.NAME.rule]]`: the first whose every condition holds decides."""
+
+    when: dict[Literal["workflow", "agent", "tenant", "lane", "task"], str] = Field(description="conditions")
+    use: str = Field(description="the upstream")
+
+
+class RouteSection(Section):
+    """`[route.NAME]`: what a client sends as "model", and what an agent names as its route."""
+
+    light: str = Field(description="the upstream for simple requests, and the default")
+    heavy: str | None = Field(default=None, description="the upstream for complex requests; used by rules for now")
+    rule: tuple[Rule, ...] = Field(default=(), description="first match wins")
+    fallback: tuple[str, ...] = Field(
+        default=(), description="upstreams tried when the chosen one fails before its first byte"
+    )
+    deadline_ms: int = Field(
+        default=30_000, ge=1, description="longest wait for an online slot; then shed with retry-after-ms"
+    )
+    durable_ack: bool = Field(default=True, description="false: an online answer may end before its record is on disk")
+
+
+class BudgetSection(Section):
+    """`[budget."SCOPE"]`: a hard limit over a period."""
+
+    money: str | None = Field(default=None, description="decimal string in the store's currency")
+    tokens: int | None = Field(default=None, ge=0, description="input and output tokens together")
+    period: Literal["day", "month", "total"] = Field(default="total", description="in UTC")
+
+
+class ServeSection(Section):
+    """`[serve]`: where the gateway listens."""
+
+    host: str = Field(default="127.0.0.1", description="a public address without a key is refused")
+    port: int = Field(default=8080, ge=0, le=65_535, description="0 takes a free one")
+
+
+def _built_in() -> dict[str, UpstreamSection]:
+    free = PriceTable(input="0", output="0")
+    return {
+        "extractive": UpstreamSection(kind="extractive", model="extractive", price=free, limit=Limit(context=2**20))
+    }
+
+
+def _built_in_routes() -> dict[str, RouteSection]:
+    return {name: RouteSection(light="extractive") for name in ("light", "heavy", "auto")}
+
+
+class Config(Section):
+    """The whole configuration; `source` is the file it came from, None for the embedded default."""
+
+    store: str = Field(default="sqlite:twolane.db", description="sqlite:PATH")
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217; every price and budget is in it")
+    serve: ServeSection = Field(default_factory=lambda: ServeSection())
+    upstream: dict[str, UpstreamSection] = Field(default_factory=_built_in)
+    route: dict[str, RouteSection] = Field(default_factory=_built_in_routes)
+    budget: dict[str, BudgetSection] = Field(default_factory=dict)
+    source: Path | None = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Config:
+        for name, route in self.route.items():
+            for upstream in (route.light, route.heavy, *route.fallback, *(rule.use for rule in route.rule)):
+                if upstream is not None and upstream not in self.upstream:
+                    raise ValueError(
+                        f"route.{name} names upstream {upstream!r}, which is not there{near(upstream, self.upstream)}"
+                    )
+            if name in self.upstream:
+                raise ValueError(f"{name!r} is both a route and an upstream")
+        for scope, budget in self.budget.items():
+            try:
+                Money.parse(budget.money or "0", self.currency)
+            except TwolaneError as error:
+                raise ValueError(f'budget."{scope}": {error}') from None
+            if scope.partition(":")[0] not in ("tenant", "key", "workflow", "run", "item", "default"):
+                raise ValueError(
+                    f'budget."{scope}": a scope is tenant:NAME, key:TENANT/NAME, workflow:NAME, run or item'
+                )
+        if not self.store.startswith("sqlite:") or self.store == "sqlite:":
+            raise ValueError(f"store = {self.store!r}: this release keeps its store in SQLite: write sqlite:PATH")
+        return self
+
+    def store_path(self) -> Path:
+        """Where the SQLite file lies; relative paths count from the configuration file's folder."""
+        path = Path(self.store.removeprefix("sqlite:")).expanduser()
+        base = self.source.parent if self.source else Path.cwd()
+        return path if path.is_absolute() else base / path
+
+
+def near(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """ "; did you mean …?" with the nearest known name, or the names there are."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(sorted(known))}" if known else ""
+
+
+def resolve_secret(reference: str) -> str:
+    """The secret behind `env:NAME` or `file:PATH`.
+
+    Raises:
+        ConfigError: the variable is not set, or the file cannot be read. The message never holds a secret.
+    """
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        value = os.environ.get(name)
+        if value is None:
+            raise ConfigError(f"the environment variable {name} is not set", hint=f"export {name}=… and start again")
+        return value
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"the secret file {name} cannot be read: {error.strerror}") from None
+
+
+def load(path: Path | str | None = None) -> Config:
+    """Read the configuration.
+
+    `path` None means `TWOLANE_CONFIG`, else `twolane.toml` in the working directory, else the embedded default. A file
+    that was named but is not there is an error. The built-in upstream `extractive` and the routes `light`, `heavy` and
+    `auto` are there unless the file defines their names itself.
+
+    Raises:
+        ConfigError: unreadable, not TOML, an unknown key (the nearest match is named) or a wrong value.
+    """
+    named = path or os.environ.get("TWOLANE_CONFIG")
+    file = Path(named) if named else Path(DEFAULT_FILE)
+    table: dict[str, Any] = {}  # Any: TOML holds what it holds; pydantic judges it below
+    if named or file.exists():
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError("there is no such file", where=str(file), hint="Make one with: twolane init") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"it cannot be read: {error}", where=str(file)) from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"it is not valid TOML: {error}", where=str(file)) from None
+    _override(table, os.environ)
+    _add_built_in(table)
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, table), where=str(file) if table else "configuration") from None
+    return config.model_copy(update={"source": file.resolve() if file.exists() else None})
+
+
+def _add_built_in(table: dict[str, Any]) -> None:
+    for key, built_in in (("upstream", _built_in()), ("route", _built_in_routes())):
+        section = table.setdefault(key, {})
+        if isinstance(section, dict):
+            for name, value in built_in.items():
+                taken = name in section or (key == "route" and name in table.get("upstream", {}))
+                if not taken and not (key == "route" and "extractive" not in table["upstream"]):
+                    section[name] = value.model_dump(exclude_none=True)
+
+
+def _override(table: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """`TWOLANE_SERVE__PORT=9000` sets serve.port; values are read as TOML, else as text."""
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT) or variable == "TWOLANE_CONFIG":
+            continue
+        path = variable.removeprefix(ENVIRONMENT).lower().split("__")
+        if len(path) == 1 and path[0] not in Config.model_fields:
+            continue  # a variable of somebody else's that happens to start alike
+        section = table
+        for name in path[:-1]:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{name} is not a table", where=variable)
+        try:
+            section[path[-1]] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            section[path[-1]] = text
+
+
+def _explain(error: ValidationError, table: Mapping[str, object]) -> str:
+    """The first problem in one sentence: key, what is wrong, nearest match."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{near(path[-1], _siblings(path))}"
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return (f"{key}: {message}" if key else message) + more
+
+
+def _siblings(path: list[str]) -> list[str]:
+    """The keys known where an unknown one was found, by walking the annotations along `path`."""
+    here: Any = Config  # Any: annotations have no common type
+    for part in path[:-1]:
+        if _model_in(here) is None or get_origin(here) in (dict, tuple):
+            here = get_args(here)[-1] if get_origin(here) is dict else next(iter(get_args(here)), None)
+            continue  # `part` was the name of a table, or a position in a list
+        field = _model_in(here).model_fields.get(part)  # type: ignore[union-attr]  # None was handled above
+        here = field.annotation if field else None
+    model = _model_in(here)
+    return list(model.model_fields) if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:  # Any: see _siblings
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -1,0 +1,1 @@
+"""Nouns: frozen dataclasses and values. Depends on nothing but `errors`."""

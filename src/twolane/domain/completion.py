@@ -1,0 +1,207 @@
+"""Reading a streamed chat completion: server-sent events in OpenAI's shape → text, finish reason, usage.
+
+Used where an answer is needed whole (batch, non-streaming clients). The online lane passes bytes through and only asks
+`usage_in` about the last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from twolane.domain.records import Usage
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+"""A single event larger than this is not a completion chunk; the stream is broken off."""
+
+
+class EventError(ValueError):
+    """The stream holds something that is not a completion chunk, or an error event."""
+
+
+class EventReader:
+    """Cuts a byte stream into the payloads of its `data:` events, whatever the block boundaries are."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        """Payloads that became complete with this block; comments and other fields are skipped."""
+        data = self._rest + block
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        *events, self._rest = data.split(b"\n\n")
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise EventError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        for event in events:
+            lines = [line[5:].lstrip(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                yield b"\n".join(lines)
+
+
+def parse_event(payload: bytes) -> dict[str, object] | None:
+    """One chunk as a dict, or None for `[DONE]`.
+
+    Raises:
+        EventError: not JSON, not an object, or an `error` event; the message is the upstream's own where it gave one.
+    """
+    if payload.strip() == b"[DONE]":
+        return None
+    try:
+        chunk = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise EventError(f"an event that is not JSON: {error}") from None
+    if not isinstance(chunk, dict):
+        raise EventError("an event that is not a JSON object")
+    if chunk.get("error"):
+        fault = chunk["error"]
+        raise EventError(str(fault.get("message", fault) if isinstance(fault, dict) else fault))
+    return chunk
+
+
+def usage_of(chunk: Mapping[str, object]) -> Usage | None:
+    """The usage a chunk reports, on empty or non-empty `choices` alike; None where it reports none that makes sense."""
+    usage = chunk.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    read, written = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if read is None or written is None:
+        return None
+    prompt = usage.get("prompt_tokens_details")
+    completion = usage.get("completion_tokens_details")
+    return Usage(
+        input_tokens=read,
+        output_tokens=written,
+        cache_read_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else None,
+        cache_write_tokens=_count(prompt.get("cache_write_tokens")) if isinstance(prompt, dict) else None,
+        reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else None,
+    )
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**40 else None
+
+
+@dataclass
+class Completion:
+    """A completion as it grows, first choice only for `text`; all choices in `choices`."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    is_done: bool = False
+    """True once `[DONE]` was read: without it the answer was cut off."""
+    choices: dict[int, dict[str, object]] = field(default_factory=dict)
+    _reader: EventReader = field(default_factory=EventReader)
+    _parts: list[str] = field(default_factory=list)
+
+    def feed(self, block: bytes) -> None:
+        """Read one block of the stream.
+
+        Raises:
+            EventError: see `parse_event`.
+        """
+        for payload in self._reader.feed(block):
+            chunk = parse_event(payload)
+            if chunk is None:
+                self.is_done = True
+                self.text = "".join(self._parts)
+                continue
+            self._read(chunk)
+
+    def _read(self, chunk: dict[str, object]) -> None:
+        self.id = self.id or str(chunk.get("id") or "")
+        self.model = self.model or str(chunk.get("model") or "")
+        created = chunk.get("created")
+        self.created = self.created or (created if isinstance(created, int) else 0)
+        self.usage = usage_of(chunk) or self.usage
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
+            if isinstance(choice, dict):
+                self._merge(choice)
+
+    def _merge(self, choice: dict[str, object]) -> None:
+        index = choice.get("index")
+        index = index if isinstance(index, int) else 0
+        whole = self.choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
+        message = whole["message"]
+        assert isinstance(message, dict)
+        delta = choice.get("delta")
+        for name, part in (delta if isinstance(delta, dict) else {}).items():
+            if name == "tool_calls" and isinstance(part, list):
+                _merge_tool_calls(message.setdefault("tool_calls", []), part)
+            elif name == "role":
+                message["role"] = part
+            elif isinstance(part, str):
+                message[name] = (message.get(name) or "") + part
+                if name == "content" and index == 0:
+                    self._parts.append(part)
+            elif part is not None:
+                message[name] = part
+        if choice.get("logprobs"):
+            _merge_logprobs(whole, choice["logprobs"])
+        if choice.get("finish_reason"):
+            whole["finish_reason"] = choice["finish_reason"]
+            if index == 0:
+                self.finish_reason = str(choice["finish_reason"])
+
+    def as_response(self, model: str) -> dict[str, object]:
+        """The whole answer in the shape of a non-streamed chat completion."""
+        response: dict[str, object] = {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": model,
+            "choices": [
+                {"logprobs": None, "finish_reason": None, **self.choices[index]} for index in sorted(self.choices)
+            ],
+        }
+        if self.usage is not None:
+            response["usage"] = usage_fields(self.usage)
+        return response
+
+
+def usage_fields(usage: Usage) -> dict[str, object]:
+    """Usage in OpenAI's shape."""
+    fields: dict[str, object] = {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
+    if usage.cache_read_tokens is not None:
+        fields["prompt_tokens_details"] = {"cached_tokens": usage.cache_read_tokens}
+    if usage.reasoning_tokens is not None:
+        fields["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return fields
+
+
+def _merge_tool_calls(calls: list[dict[str, object]], parts: list[object]) -> None:
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        index = part.get("index")
+        index = index if isinstance(index, int) and 0 <= index <= len(calls) else len(calls)
+        if index == len(calls):
+            calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call = calls[index]
+        call["id"] = call["id"] or part.get("id") or ""
+        call["type"] = part.get("type") or call["type"]
+        function, delta = call["function"], part.get("function")
+        if isinstance(function, dict) and isinstance(delta, dict):
+            for name in ("name", "arguments"):
+                function[name] = str(function[name]) + str(delta.get(name) or "")
+
+
+def _merge_logprobs(whole: dict[str, object], part: object) -> None:
+    if not isinstance(part, dict):
+        return
+    logprobs = whole.setdefault("logprobs", {})
+    assert isinstance(logprobs, dict)
+    for name, values in part.items():
+        if isinstance(values, list):
+            logprobs.setdefault(name, []).extend(values)

@@ -1,0 +1,76 @@
+"""What people bring: documents, and passages quoted from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with its name. `id` is unique within a run; `source` is where it came from (a path); `pages` are the
+    character offsets at which each page begins, empty where the format has none."""
+
+    id: str
+    text: str
+    source: str = ""
+    pages: tuple[int, ...] = ()
+
+
+class Quote(BaseModel):
+    """A passage of a document, word for word.
+
+    A model replies with the passage alone; the platform finds it in the document and fills in where it stands. A
+    passage that is not in the document is refused, whatever the model. `start` and `end` are character offsets into
+    the document's text; the text between them is `text`, line breaks and all.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    document: str = ""
+    start: int = -1
+    end: int = -1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_reply(cls, value: Any) -> Any:  # Any: whatever a reply or a memo holds
+        return {"text": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "minLength": 1}
+
+
+def locate(passage: str, text: str) -> tuple[int, int] | None:
+    """Where `passage` stands in `text`, as (start, end); None where it does not.
+
+    Word for word, but white space may differ (models rejoin broken lines), as may the kind of quotation mark or dash.
+    The first occurrence counts.
+    """
+    if not passage.strip():
+        return None
+    start = text.find(passage)
+    if start >= 0:
+        return start, start + len(passage)
+    plain, positions = _squeezed(text)
+    wanted, _ = _squeezed(passage)
+    start = plain.find(wanted)
+    if start < 0 or not wanted:
+        return None
+    return positions[start], positions[start + len(wanted) - 1] + 1
+
+
+_ALIKE = {ord(mark): plain for marks, plain in (("“”„‟", '"'), ("‘’‚‛", "'"), ("–—−‐‑", "-")) for mark in marks}
+
+
+def _squeezed(text: str) -> tuple[str, list[int]]:
+    """The text without white space and with one kind of quotation mark and dash, and where each character stood."""
+    kept = [
+        (character, position) for position, character in enumerate(text.translate(_ALIKE)) if not character.isspace()
+    ]
+    return "".join(character for character, _ in kept), [position for _, position in kept]

@@ -1,0 +1,77 @@
+"""Money: an integer of picounits (10⁻¹² of the currency's unit), never a float.
+
+A cached token at $0.0375 per million costs 37,500 picodollars, exactly. 64-bit columns end at 9.2 million units, so
+larger amounts are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from twolane.errors import UsageError
+
+PICO = 10**12
+MAX_PICO = 2**63 - 1
+
+_SIGNS = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
+_AMOUNT = re.compile(r"\s*(?P<sign>[$€£¥])?\s*(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)\s*(?P<code>[A-Za-z]{3})?\s*")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Money:
+    """An amount: `pico` picounits of `currency` (ISO 4217)."""
+
+    pico: int
+    currency: str = "USD"
+
+    def __post_init__(self) -> None:
+        if abs(self.pico) > MAX_PICO:
+            raise UsageError(f"an amount of {self.pico // PICO:,} {self.currency} is more than the 9.2 million kept")
+
+    @classmethod
+    def parse(cls, text: str, currency: str = "USD") -> Money:
+        """Read "$5", "0.02", "5 EUR" or "1,200.50".
+
+        Raises:
+            UsageError: not a number, negative, finer than 10⁻¹², too large, or of another currency than `currency`.
+        """
+        match = _AMOUNT.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{text!r} is not an amount of money", hint=f"Write it like '$5' or '0.02 {currency}'")
+        named = (match["code"] or "").upper() or _SIGNS.get(match["sign"] or "") or currency
+        if named != currency:
+            raise UsageError(f"{text!r} is in {named}, but this store keeps {currency}")
+        try:
+            pico = Decimal(match["digits"].replace(",", "")) * PICO
+        except InvalidOperation:
+            raise UsageError(f"{text!r} is not an amount of money") from None
+        if pico != int(pico):
+            raise UsageError(f"{text!r} is finer than a millionth of a millionth")
+        return cls(int(pico), currency)
+
+    def __str__(self) -> str:
+        """The exact decimal with its currency, for people: "$0.0105" or "3.20 EUR"."""
+        text = decimal_string(self.pico)
+        return f"${text}" if self.currency == "USD" else f"{text} {self.currency}"
+
+
+def decimal_string(pico: int) -> str:
+    """Picounits as an exact decimal string with at least two places: 10_500_000_000 → "0.0105"."""
+    sign, pico = ("-", -pico) if pico < 0 else ("", pico)
+    whole, part = divmod(pico, PICO)
+    digits = f"{part:012d}".rstrip("0")
+    return f"{sign}{whole}.{digits:0<2}"
+
+
+def pico_per_token(per_million: str) -> int:
+    """A price per million tokens, as written in the configuration, in picounits per token.
+
+    Raises:
+        UsageError: finer than 10⁻⁶ of the unit per million tokens.
+    """
+    pico = Money.parse(per_million, "USD").pico if "$" in per_million else Money.parse(per_million).pico
+    if pico % 1_000_000:
+        raise UsageError(f"the price {per_million!r} is finer than 0.000001 per million tokens")
+    return pico // 1_000_000

@@ -1,0 +1,158 @@
+"""The nouns that travel: what is asked of an upstream, under which scopes, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Lane(StrEnum):
+    """A class of service. Lanes share steps, never resources."""
+
+    ONLINE = "online"
+    BATCH = "batch"
+
+
+class Kind(StrEnum):
+    """What a step does."""
+
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+    RETRIEVAL = "retrieval"
+    TOOL = "tool"
+    HANDOFF = "handoff"
+
+
+class Status(StrEnum):
+    """How a step ended."""
+
+    OK = "ok"
+    """The upstream answered to the end; in batch its handoff was accepted."""
+    REFUSED = "refused"
+    """It answered, was charged, and the reply did not pass its handoff."""
+    REUSED = "reused"
+    """Answered from a memo: nothing left the house, cost 0."""
+    FAILED = "failed"
+    """The upstream failed or cut the answer."""
+    CANCELLED = "cancelled"
+    """The client went away."""
+    KILLED = "killed"
+    """A switch closed it."""
+    IN_DOUBT = "in_doubt"
+    """A crash hid its end; charged at its bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message, text only."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplySchema:
+    """The JSON Schema a reply must fit, and its name on the wire."""
+
+    name: str
+    schema: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What an upstream is asked.
+
+    `model` is the upstream's own model name. `max_tokens` is always set by the time a call leaves. `extras` are
+    further fields of a client's request (tools, stop, logprobs …) that pass through as they came; `raw_messages`, when
+    given, replace `messages` on the wire because they hold parts that are not plain text.
+    """
+
+    messages: tuple[Message, ...]
+    model: str
+    max_tokens: int
+    temperature: float | None = None
+    schema: ReplySchema | None = None
+    extras: Mapping[str, object] = field(default_factory=dict)
+    raw_messages: tuple[Mapping[str, object], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one attempt. `input_tokens` contains the cached ones, `output_tokens` the reasoning ones
+    (OpenTelemetry's convention). None is unknown, which is not zero."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool = False
+    """True where the upstream did not say and we counted what passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Picounits per token. A missing cache price means the input price: no discount is assumed."""
+
+    input: int
+    output: int
+    cache_read: int | None = None
+    cache_write: int | None = None
+    overhead_tokens: int = 8
+    """Bound of the template tokens an upstream adds around each message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The most an attempt can use. `pico` is None where the upstream is unpriced and that is allowed."""
+
+    pico: int | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The recorded decision for one call: which upstreams in order of preference, and why."""
+
+    name: str
+    upstreams: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The smallest thing that can be erased: one item of one tenant, with its own key and salt.
+
+    `id` is a keyed pseudonym of tenant and source id, so a leaf that carries it tells a stranger nothing.
+    """
+
+    id: str
+    key: bytes
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """On whose behalf a step is made: the identity columns of `trace_steps`."""
+
+    tenant: str
+    workflow: str = ""
+    run: str = ""
+    item: str = ""
+    """The item's source id as people know it; in a leaf stands its pseudonym."""
+    agent: str = ""
+    key: str = ""
+
+    def scopes(self) -> tuple[str, ...]:
+        """The chain that budgets and switches hang on, widest first: tenant › key › workflow › run › item."""
+        chain = ["all", f"tenant:{self.tenant}"]
+        if self.key:
+            chain.append(f"key:{self.tenant}/{self.key}")
+        if self.workflow:
+            chain.append(f"workflow:{self.tenant}/{self.workflow}")
+        if self.run:
+            chain.append(f"run:{self.run}")
+        if self.item:
+            chain.append(f"item:{self.run}/{self.item}")
+        return tuple(chain)

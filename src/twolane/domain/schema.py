@@ -1,0 +1,140 @@
+"""A pydantic model as the schema of a handoff: what the upstream is asked for, and the judgement of what it replied.
+
+Every reply is judged the same way, whether or not the upstream promised to keep to the schema: strict JSON (duplicate
+keys, NaN and anything around the object are refused), then the JSON Schema, then the model, then its quotes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jsonschema_rs
+from pydantic import BaseModel, ValidationError
+
+from twolane.domain.document import Document, Quote, locate
+from twolane.domain.records import ReplySchema
+from twolane.errors import Problem
+
+R = TypeVar("R", bound=BaseModel)
+
+MAX_REPLY_BYTES = 4 * 1024 * 1024
+MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Judged(Generic[R]):
+    """A reply that was accepted (`value`), or why it was not (`problems`)."""
+
+    value: R | None
+    problems: tuple[Problem, ...] = ()
+
+
+@functools.cache
+def reply_schema(model: type[BaseModel]) -> ReplySchema:
+    """The JSON Schema a reply of this model must fit: every property required (null where it may be absent), none
+    additional, so that servers with strict structured output take it as it is."""
+    return ReplySchema(model.__name__, _strict(model.model_json_schema()))
+
+
+def judge(text: str, model: type[R], sources: Sequence[Document]) -> Judged[R]:
+    """Judge a reply. Its quotes must stand in one of `sources`; where there are none, quotes are not looked up."""
+    if len(text) > MAX_REPLY_BYTES:
+        return Judged(
+            None, (Problem("", f"a reply of {len(text):,} characters is longer than the {MAX_REPLY_BYTES:,} read"),)
+        )
+    try:
+        instance = _strict_json(text)
+    except ValueError as error:
+        return Judged(None, (Problem("", f"it is not JSON: {error}"),))
+    problems = [
+        Problem(_pointer(error.instance_path), error.message)
+        for error, _ in zip(_validator(model).iter_errors(instance), range(MAX_PROBLEMS), strict=False)
+    ]
+    if problems:
+        return Judged(None, tuple(problems))
+    return revive(instance, model, sources)
+
+
+def revive(instance: object, model: type[R], sources: Sequence[Document]) -> Judged[R]:
+    """The model's own validators and the look-up of quotes; also for outputs that were stored earlier."""
+    try:
+        value = model.model_validate(instance)
+    except ValidationError as error:
+        found = [Problem(_pointer(item["loc"]), item["msg"]) for item in error.errors()[:MAX_PROBLEMS]]
+        return Judged(None, tuple(found))
+    problems = [
+        Problem(pointer, "the quoted passage is not in the document: quote it word for word")
+        for pointer, quote in quotes_in(value)
+        if sources and not _place(quote, sources)
+    ]
+    return Judged(None, tuple(problems[:MAX_PROBLEMS])) if problems else Judged(value)
+
+
+def quotes_in(value: object, pointer: str = "") -> Iterator[tuple[str, Quote]]:
+    """Every quote of a reply, with its JSON pointer."""
+    match value:
+        case Quote():
+            yield pointer, value
+        case BaseModel():
+            for name in type(value).model_fields:
+                yield from quotes_in(getattr(value, name), f"{pointer}/{name}")
+        case dict():
+            for name, part in value.items():
+                yield from quotes_in(part, f"{pointer}/{name}")
+        case list() | tuple():
+            for number, part in enumerate(value):
+                yield from quotes_in(part, f"{pointer}/{number}")
+
+
+def _place(quote: Quote, sources: Sequence[Document]) -> bool:
+    for source in sources:
+        place = locate(quote.text, source.text)
+        if place is not None:
+            quote.document, quote.start, quote.end = source.id, *place
+            quote.text = source.text[quote.start : quote.end]
+            return True
+    return False
+
+
+@functools.cache
+def _validator(model: type[BaseModel]) -> Any:  # Any: the library's validator classes differ by draft
+    return jsonschema_rs.validator_for(dict(reply_schema(model).schema))
+
+
+def _strict_json(text: str) -> object:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        return found
+
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _strict(schema: Any) -> Any:  # Any: JSON
+    match schema:
+        case dict():
+            strict = {key: _strict(value) for key, value in schema.items() if key not in ("title", "default")}
+            if schema.get("type") == "object" and "properties" in schema:
+                strict["properties"] = {name: _strict(value) for name, value in schema["properties"].items()}
+                strict["required"] = list(schema["properties"])
+                strict["additionalProperties"] = False
+            return strict
+        case list():
+            return [_strict(value) for value in schema]
+    return schema
+
+
+def _pointer(path: Sequence[object]) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)

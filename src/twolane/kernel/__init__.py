@@ -1,0 +1,199 @@
+"""The kernel: the one door and what stands behind it, composed once in `Kernel.open`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from twolane.config import Config, UpstreamSection, near, resolve_secret
+from twolane.domain.money import Money
+from twolane.domain.records import Lane, Origin, Route, Subject
+from twolane.errors import ConfigError, NotFound
+from twolane.kernel.lanes import Lanes
+from twolane.kernel.step import Answer, Door, Request, Settled, Upstream
+from twolane.kernel.switches import Switches
+from twolane.kernel.treasury import Treasury
+from twolane.models import Model
+from twolane.rules import routing
+from twolane.store import Store, Transaction
+from twolane.store.presence import Presence
+from twolane.store.sqlite import SQLiteStore
+from twolane.store.vault import Vault
+
+__all__ = ["Answer", "Kernel", "Model", "Request", "Settled"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One process's view of a store, its upstreams and all between. Open with `Kernel.open`, end with `aclose`."""
+
+    config: Config
+    store: Store
+    store_path: Path
+    vault: Vault
+    presence: Presence
+    treasury: Treasury
+    switches: Switches
+    door: Door
+    upstreams: dict[str, Upstream]
+
+    @classmethod
+    async def open(cls, config: Config, *, models: dict[str, Model] | None = None) -> Kernel:
+        """Open the store (made on first use) and every upstream, and settle what dead processes left in doubt.
+
+        `models` replaces the adapters of upstreams by name; for tests and rehearsals.
+
+        Raises:
+            ConfigError: a secret is missing, or a built-in model does not know an option.
+            StoreError: see `store.sqlite` and `store.vault`.
+        """
+        path = config.store_path()
+        upstreams = {
+            name: _upstream(name, section, (models or {}).get(name)) for name, section in config.upstream.items()
+        }
+        is_new = not path.exists()
+        store = SQLiteStore(path)
+        vault = Vault.open(path, is_new=is_new or store.one("get_meta", name="currency") is None)
+        presence = Presence(path)
+        switches = Switches(store)
+        treasury = Treasury(
+            store,
+            currency=config.currency,
+            owner=presence.name,
+            defaults={scope: section for scope, section in config.budget.items() if _is_template(scope)},
+        )
+        counts = {
+            name: {Lane.ONLINE: section.slots.online, Lane.BATCH: section.slots.batch}
+            for name, section in config.upstream.items()
+        }
+        door = Door(
+            store,
+            upstreams=upstreams,
+            treasury=treasury,
+            lanes=Lanes(counts),
+            switches=switches,
+            currency=config.currency,
+            pseudonym=vault.pseudonym,
+        )
+        kernel = cls(config, store, path, vault, presence, treasury, switches, door, upstreams)
+        await kernel._agree_on_currency()
+        await kernel._take_budgets_from_file()
+        await treasury.recover(presence.is_alive)
+        return kernel
+
+    async def aclose(self) -> None:
+        """Write what was submitted, close sockets and files."""
+        self.switches.close()
+        for upstream in self.upstreams.values():
+            await upstream.model.aclose()
+        self.store.close()
+        self.presence.close()
+
+    def route(self, name: str, origin: Origin, *, lane: Lane, agent: str = "") -> Route:
+        """Decide for a name that a client or an agent gives: a route, else an upstream itself.
+
+        Raises:
+            NotFound: neither; the nearest name is named.
+        """
+        section = self.config.route.get(name)
+        if section is None:
+            if name not in self.upstreams:
+                known = [*self.config.route, *self.upstreams]
+                raise NotFound(f"there is no route or upstream {name!r}{near(name, known)}")
+            return Route(name, (name,), "named by the caller")
+        facts = {"workflow": origin.workflow, "agent": agent, "tenant": origin.tenant, "lane": str(lane)}
+        rules = [({str(k): v for k, v in rule.when.items()}, rule.use) for rule in section.rule]
+        return routing.decide(name, light=section.light, rules=rules, fallback=section.fallback, facts=facts)
+
+    def candidates(self, name: str) -> list[dict[str, object]]:
+        """The models a route may choose, by kind and name: what a fingerprint holds of it."""
+        section = self.config.route.get(name)
+        names = (
+            [name]
+            if section is None
+            else [
+                upstream
+                for upstream in (section.light, section.heavy, *section.fallback, *(rule.use for rule in section.rule))
+                if upstream is not None
+            ]
+        )
+        models = {(self.config.upstream[n].kind, self.config.upstream[n].model) for n in names if n in self.upstreams}
+        return [{"kind": kind, "model": model} for kind, model in sorted(models)]
+
+    def subject(self, tx: Transaction, tenant: str, name: str) -> Subject:
+        """The subject of a tenant's item, made on first sight."""
+        fresh, wrapped = self.vault.new_subject(tenant, name)
+        tx.run("add_subject", id=fresh.id, tenant=tenant, name=name, wrapped=wrapped, created=time.time_ns() // 1000)
+        row = tx.one("subject", id=fresh.id)
+        assert row is not None
+        return self.vault.subject(row)
+
+    async def _agree_on_currency(self) -> None:
+        kept = self.store.one("get_meta", name="currency")
+        if kept is None:
+            currency = self.config.currency
+            await self.store.write(lambda tx: tx.run("set_meta", name="currency", value=currency))
+        elif kept["value"] != self.config.currency:
+            raise ConfigError(
+                f"the store keeps {kept['value']}, the configuration says {self.config.currency}",
+                where="currency",
+                hint="A store keeps one currency: use another store for another one",
+            )
+
+    async def _take_budgets_from_file(self) -> None:
+        """A budget of the file counts when it is new or was changed in the file since; a later command wins over it."""
+        for scope, section in self.config.budget.items():
+            if _is_template(scope):
+                continue
+            text = f"{section.money}/{section.tokens}/{section.period}"
+            kept = self.store.one("get_meta", name=f"budget {scope}")
+            if kept is not None and kept["value"] == text:
+                continue
+            pico = None if section.money is None else Money.parse(section.money, self.config.currency).pico
+            await self.treasury.set_budget(
+                scope, period=section.period, pico=pico, tokens=section.tokens, actor="file", source="file"
+            )
+            await self.store.write(lambda tx, n=f"budget {scope}", v=text: tx.run("set_meta", name=n, value=v))  # type: ignore[misc]
+
+
+def _is_template(scope: str) -> bool:
+    """A configured budget that covers many scopes: each run, each item, a workflow of every tenant."""
+    return scope in ("run", "item", "default") or scope.startswith("workflow:")
+
+
+def _upstream(name: str, section: UpstreamSection, model: Model | None) -> Upstream:
+    return Upstream(
+        name=name,
+        model=model or _open_model(name, section),
+        model_name=section.model or name,
+        price=section.price_of(),
+        is_unpriced_allowed=section.unpriced == "allow",
+        retries=section.retries,
+        first_token_s=section.timeout.first_token_s,
+        idle_s=section.timeout.idle_s,
+        context_tokens=section.limit.context,
+        output_tokens=section.limit.output,
+    )
+
+
+def _open_model(name: str, section: UpstreamSection) -> Model:
+    """The adapter for a kind; imported here, so that a process loads only the dialects it speaks."""
+    try:
+        match section.kind:
+            case "openai":
+                from twolane.models.openai import OpenAI
+
+                assert section.url is not None
+                key = resolve_secret(section.key) if section.key else None
+                return OpenAI(name, url=section.url, key=key, structured=section.structured)
+            case "extractive":
+                from twolane.models.extractive import Extractive
+
+                return Extractive(name, **section.options)  # type: ignore[arg-type]  # checked by the constructor
+            case "rehearsal":
+                from twolane.models.rehearsal import Rehearsal
+
+                return Rehearsal(name, **section.options)  # type: ignore[arg-type]  # checked by the constructor
+    except TypeError as error:
+        raise ConfigError(f"an option is not known or has the wrong type: {error}", where=f"upstream.{name}") from None

@@ -1,0 +1,176 @@
+"""The ledger: every entry is a canonical leaf of one RFC 6962 tree, appended in the transaction of the work it records.
+
+A leaf carries no payloads, only salted commitments. Entries of a run are also chained (`prev`, `seq`), so that one run
+can be checked alone. Nothing is updated or deleted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+
+from twolane.domain.canonical import leaf_bytes
+from twolane.rules.merkle import CompactRange, leaf_hash
+from twolane.store import Row, Store, Transaction
+
+PAGE = 4096
+"""Leaves read at a time while verifying."""
+
+
+def append(tx: Transaction, fields: Mapping[str, object]) -> int:
+    """Add one entry; its position. None values are left out: a leaf has no nulls.
+
+    Raises:
+        InvalidEntry: see `domain.canonical.leaf_bytes`. Nothing of the group's work is lost, only this one's.
+    """
+    tree = _tree(tx)
+    chained = {
+        name: value.value if isinstance(value, StrEnum) else value
+        for name, value in fields.items()
+        if value is not None
+    }
+    run = fields.get("run")
+    link = _chain(tx, run) if isinstance(run, str) else None
+    if link is not None:
+        chained["seq"], chained["prev"] = link.seq, link.prev
+    leaf = leaf_bytes(chained)
+    digest, position = leaf_hash(leaf), tree.size
+    tx.run("append_entry", position=position, leaf=leaf.decode(), hash=digest)
+    tree.push(digest)
+    if link is not None:
+        link.seq, link.prev = link.seq + 1, digest.hex()
+    return position
+
+
+@dataclass
+class _Link:
+    seq: int
+    prev: str
+
+
+def _tree(tx: Transaction) -> CompactRange:
+    tree: CompactRange | None = tx.cache.get("tree")
+    if tree is None:
+        row = tx.one("tree")
+        tree = tx.cache["tree"] = CompactRange.from_bytes(row["frontier"]) if row else CompactRange()
+        tx.before_commit(lambda: _keep(tx, tree))
+    return tree
+
+
+def _chain(tx: Transaction, run: str) -> _Link:
+    links: dict[str, _Link] = tx.cache.setdefault("chains", {})
+    if run not in links:
+        row = tx.one("chain", run=run)
+        links[run] = _Link(row["seq"], row["prev"]) if row else _Link(0, "")
+    return links[run]
+
+
+def _keep(tx: Transaction, tree: CompactRange) -> None:
+    tx.run("set_tree", size=tree.size, frontier=tree.to_bytes(), root=tree.root())
+    for run, link in tx.cache.get("chains", {}).items():
+        tx.run("set_chain", run=run, seq=link.seq, prev=link.prev)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verification found. `first_bad` is the position of the first entry that is not what was appended, None
+    when every entry is sound (a missing tail or a drifted total then stands in `problem`)."""
+
+    ok: bool
+    entries: int
+    root: str
+    first_bad: int | None
+    problem: str
+    seconds: float
+
+
+def verify(store: Store) -> Verdict:
+    """Recompute everything from the leaves alone: hashes, positions, chains, the root, and the runs' totals.
+
+    The root is compared with the one the store kept. Until checkpoints are signed and witnessed, someone who can write
+    every table can forge all of them together; changing entries alone is found.
+    """
+    began = time.perf_counter()
+    state = _Check()
+    position: int | None = 0
+    try:
+        with store.snapshot():
+            while position is not None and state.first_bad is None:
+                position = state.read(store.all("entries", first=position, count=PAGE), position)
+            problem = state.problem or _compare(store, state)
+    except (sqlite3.DatabaseError, orjson.JSONDecodeError) as error:
+        problem = f"the store cannot be read from position {state.tree.size}: {error}"
+        state.first_bad = state.tree.size
+    return Verdict(
+        ok=not problem,
+        entries=state.tree.size,
+        root=state.tree.root().hex(),
+        first_bad=state.first_bad,
+        problem=problem,
+        seconds=time.perf_counter() - began,
+    )
+
+
+class _Check:
+    """Running state of a verification."""
+
+    def __init__(self) -> None:
+        self.tree = CompactRange()
+        self.chains: dict[str, _Link] = {}
+        self.totals: dict[str, list[int]] = {}
+        self.first_bad: int | None = None
+        self.problem = ""
+
+    def read(self, rows: Sequence[Row], first: int) -> int | None:
+        """Check a page; the next position to read, None at the end."""
+        for row in rows:
+            problem = self._entry(row["position"], row["leaf"], row["hash"])
+            if problem:
+                self.first_bad, self.problem = self.tree.size, f"entry {self.tree.size}: {problem}"
+                return None
+        return first + len(rows) if len(rows) == PAGE else None
+
+    def _entry(self, position: object, leaf: object, kept: object) -> str:
+        if position != self.tree.size:
+            return f"it is missing; the next one kept is {position}"
+        if not isinstance(leaf, str):
+            return "its leaf is not text"
+        digest = leaf_hash(leaf.encode())
+        if digest != kept:
+            return "its leaf was changed: it does not hash to what was kept when it was appended"
+        fields = orjson.loads(leaf)
+        run = fields.get("run")
+        if run is not None:
+            link = self.chains.setdefault(run, _Link(0, ""))
+            if (fields.get("seq"), fields.get("prev")) != (link.seq, link.prev):
+                return f"the chain of run {run} is broken here"
+            link.seq, link.prev = link.seq + 1, digest.hex()
+            if fields.get("kind") == "step":
+                total = self.totals.setdefault(run, [0, 0])
+                total[0] += fields.get("status") != "reused"
+                total[1] += int(fields.get("cost_pico", 0))
+        self.tree.push(digest)
+        return ""
+
+
+def _compare(store: Store, state: _Check) -> str:
+    """What the store keeps beside the entries must agree with them."""
+    kept = store.one("tree")
+    size, root = (kept["size"], kept["root"]) if kept else (0, CompactRange().root())
+    if size != state.tree.size:
+        return f"the tree was {size} entries long, but {state.tree.size} are there: the end was cut off or added to"
+    if root != state.tree.root():
+        return "the root of the tree is not the one that was kept: entries and their hashes were changed together"
+    chains = {row["run"]: (row["seq"], row["prev"]) for row in store.all("chains")}
+    if chains != {run: (link.seq, link.prev) for run, link in state.chains.items()}:
+        return "the runs' chain heads are not those of the entries"
+    totals = {row["run"]: [row["calls"], row["cost_pico"]] for row in store.all("all_run_totals")}
+    for run, total in state.totals.items():
+        if totals.get(run) != total:
+            return f"run {run}: its totals {totals.get(run)} are not those of its entries {total} (calls, picounits)"
+    return ""

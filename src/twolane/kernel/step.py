@@ -1,0 +1,576 @@
+"""The one door: every model call of either lane passes through `Door.step`.
+
+    switch check → upper bound → reserve on the whole chain → lane slot → the upstream's stream, chunk by chunk
+    … and at the end, whatever the end was: settle + append, one message to the writer and no await.
+
+An attempt that left the house is one row of `trace_steps`, with its tokens, time and cost, even when it failed. Further
+attempts (retries, then fallbacks) are made only before the first byte has reached the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeVar
+
+from twolane.domain.canonical import canonical_json, commitment
+from twolane.domain.completion import Completion, EventError, EventReader, parse_event, usage_of
+from twolane.domain.money import Money
+from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Status, Subject, Usage
+from twolane.errors import BadRequest, BudgetExceeded, Killed, Unpriced, UpstreamError
+from twolane.kernel import ledger, treasury
+from twolane.kernel.lanes import Lanes
+from twolane.kernel.switches import Switches
+from twolane.kernel.treasury import Hold, Treasury
+from twolane.models import Model, ModelStream
+from twolane.rules import pricing
+from twolane.store import Store, Transaction
+
+E = TypeVar("E", bound=BaseException)
+
+TAIL_BYTES = 16_384
+"""How much of a stream's end is kept to find its usage in."""
+FIRST_BACKOFF_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An opened upstream as the door needs it."""
+
+    name: str
+    model: Model
+    model_name: str
+    price: Price | None
+    is_unpriced_allowed: bool
+    retries: int
+    first_token_s: float
+    idle_s: float
+    context_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One step as its lane asks for it. The call's `model` and `max_tokens` are filled in per upstream."""
+
+    origin: Origin
+    lane: Lane
+    route: Route
+    call: ModelCall
+    deadline_s: float | None = None
+    """Longest wait for a slot: online sheds, batch (None) waits."""
+    is_bounded_by_caller: bool = True
+    """False: the caller named no `max_tokens`, so it may be lowered to what the budgets can pay."""
+    subject: Subject | None = None
+    """Whose salt the digests take; None for online calls, whose bodies are not kept."""
+    attempt: int = 1
+    allowance_pico: int | None = None
+    """The most this step may reserve, whatever the budgets hold."""
+
+
+class Answer:
+    """A step while it runs: iterate over its blocks, or take the `whole` of it.
+
+    The caller may say how it ended (`status`, `reason`) and what must be committed together with it (`also`).
+    """
+
+    def __init__(self, step: str, upstream: Upstream, stream: ModelStream, meter: _Meter, hold: Hold | None) -> None:
+        self.step, self.upstream, self.hold = step, upstream, hold
+        self.status, self.reason = Status.OK, ""
+        self.also: Callable[[Transaction, Settled], None] | None = None
+        self.recorded: asyncio.Future[Settled] | None = None
+        """Ends when the step's record is on disk; set when the step is over."""
+        self._stream, self._meter = stream, meter
+
+    @property
+    def ttft_us(self) -> int | None:
+        """From leaving the house to the first token."""
+        return self._meter.ttft_us
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        meter = self._meter
+        for block in meter.peeked:
+            yield block
+        iterator = self._stream.__aiter__()
+        while True:
+            try:
+                async with asyncio.timeout(self.upstream.idle_s):
+                    block = await anext(iterator)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                raise UpstreamError(self.upstream.name, f"silent for {self.upstream.idle_s:g} s") from None
+            meter.saw(block)
+            yield block
+        if not meter.is_complete():
+            raise UpstreamError(self.upstream.name, "it ended its answer without [DONE]: the answer was cut off")
+
+    async def whole(self) -> Completion:
+        """Read to the end.
+
+        Raises:
+            UpstreamError: it broke off, or sent something that is not a completion.
+        """
+        completion = Completion()
+        try:
+            async for block in self:
+                completion.feed(block)
+        except EventError as error:
+            raise UpstreamError(self.upstream.name, f"its stream holds {error}") from None
+        self._meter.text_bytes = len(completion.text.encode())
+        return completion
+
+    async def durable(self) -> Settled:
+        """Wait until the step's record is on disk; call it after the step is over."""
+        assert self.recorded is not None, "the step still runs"
+        return await self.recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a step came to. `pico` is None where the upstream is unpriced."""
+
+    step: str
+    usage: Usage | None
+    pico: int | None
+    total_us: int
+
+
+class Door:
+    """The door of one kernel."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        upstreams: Mapping[str, Upstream],
+        treasury: Treasury,
+        lanes: Lanes,
+        switches: Switches,
+        currency: str,
+        pseudonym: Callable[..., str],
+    ) -> None:
+        self._store, self._upstreams, self._treasury = store, upstreams, treasury
+        self._lanes, self._switches = lanes, switches
+        self._currency, self._pseudonym = currency, pseudonym
+
+    @asynccontextmanager
+    async def step(self, request: Request) -> AsyncIterator[Answer]:
+        """Make one call; the body reads the answer. When the body ends, so does the step.
+
+        Raises:
+            Refused: a switch, a budget or a full lane said no; nothing was called.
+            UpstreamError: every attempt failed before its first byte, or the last one broke off.
+            Killed: a switch closed it while it ran.
+        """
+        async with _Attempt(self, request) as attempt:
+            yield await attempt.begin()
+
+    def reuse(self, tx: Transaction, request: Request, *, of_step: str, output_digest: str) -> str:
+        """Record that a memo answered: an entry that points at the step that paid, at cost 0. Gives its step id."""
+        step = new_step_id()
+        upstream = self._upstreams[request.route.upstreams[0]]
+        fields = self._fields(request, upstream, step, self._input_digest(request, step))
+        fields |= {
+            "status": Status.REUSED,
+            "of": of_step,
+            "cost_pico": 0,
+            "currency": self._currency,
+            "output_digest": output_digest,
+            "total_us": 0,
+            "at_us": _now_us(),
+        }
+        ledger.append(tx, fields)
+        treasury.count(tx, fields, pico=0)
+        return step
+
+    def _fields(self, request: Request, upstream: Upstream, step: str, input_digest: str) -> dict[str, object]:
+        """The identity of an attempt, as its leaf holds it."""
+        origin = request.origin
+        return {
+            "v": 1,
+            "kind": "step",
+            "op": Kind.CHAT,
+            "step": step,
+            "attempt": request.attempt,
+            "tenant": origin.tenant,
+            "lane": request.lane,
+            "api_key": origin.key or None,
+            "run": origin.run or None,
+            "item": request.subject.id if request.subject else None,
+            "workflow": origin.workflow or None,
+            "agent": origin.agent or None,
+            "route": request.route.name,
+            "route_reason": request.route.reason,
+            "upstream": upstream.name,
+            "model": upstream.model_name,
+            "input_digest": input_digest,
+        }
+
+    def _input_digest(self, request: Request, step: str) -> str:
+        call = request.call
+        messages = call.raw_messages or [[message.role, message.content] for message in call.messages]
+        body = canonical_json([list(messages), call.schema.schema if call.schema else None, dict(call.extras)])
+        return commitment(self._salt(request, step), body)
+
+    def _salt(self, request: Request, step: str) -> bytes:
+        return request.subject.salt if request.subject else bytes.fromhex(self._pseudonym("salt", step))
+
+
+class _Attempt:
+    """The attempts of one step; every hold it takes is ended on every path, in `__aexit__`, without an await."""
+
+    def __init__(self, door: Door, request: Request) -> None:
+        self._door, self._request = door, request
+        self._scopes = request.origin.scopes()
+        self._release: Callable[[], None] | None = None
+        self._answer: Answer | None = None
+        self._killed: Killed | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    async def __aenter__(self) -> _Attempt:
+        self._task = asyncio.current_task()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(error)
+        if self._killed is not None:
+            if self._task is not None:
+                self._task.uncancel()
+            raise self._killed from error
+
+    async def begin(self) -> Answer:
+        """The first attempt whose first block arrived."""
+        attempt, last = self._request.attempt, None
+        for name in self._request.route.upstreams:
+            upstream = self._door._upstreams[name]
+            for retry in range(upstream.retries + 1):
+                if last is not None and retry:
+                    await asyncio.sleep(_backoff_s(retry, last))
+                request = dataclasses.replace(self._request, attempt=attempt)
+                try:
+                    return await self._attempt(request, upstream)
+                except UpstreamError as error:
+                    last = error
+                    attempt += 1
+                    if not error.retryable:
+                        break
+        assert last is not None
+        raise last
+
+    async def _attempt(self, request: Request, upstream: Upstream) -> Answer:
+        door, step = self._door, new_step_id()
+        door._switches.check(self._scopes)
+        if upstream.price is None and not upstream.is_unpriced_allowed:
+            raise Unpriced(upstream.name)
+        call = _sized(request.call, upstream)
+        fields = door._fields(request, upstream, step, door._input_digest(request, step))
+        meter = _Meter(fields, call)
+        _check_allowance(request, call, upstream, door._currency)
+        hold = await self._reserve(request, upstream, step, call, fields)
+        try:
+            if hold is not None:
+                call = meter.call = dataclasses.replace(call, max_tokens=hold.max_tokens)
+            slots = door._lanes.slots(upstream.name, request.lane)
+            meter.queued_us = int(await slots.acquire(request.deadline_s) * 1_000_000)
+            meter.begin()
+            began = time.monotonic()
+            self._release = lambda: slots.release(time.monotonic() - began)
+            door._switches.started(step, self._scopes, self._kill)
+            door._switches.check(self._scopes)
+            meter.has_left = True
+            return await self._open(upstream, call, step, meter, hold)
+        except BaseException as error:
+            self._abandon(request, step, meter, upstream, error)
+            raise
+
+    async def _reserve(
+        self, request: Request, upstream: Upstream, step: str, call: ModelCall, fields: dict[str, object]
+    ) -> Hold | None:
+        """Batch intents are always durable before the call leaves; online calls hold only where a budget limits them."""
+        is_batch = request.lane is Lane.BATCH
+        if not is_batch and not self._door._treasury.is_limited(self._scopes):
+            return None
+        intent = None
+        if is_batch:
+            intent = {
+                key: fields[key] for key in ("v", "step", "attempt", "tenant", "run", "item", "agent", "upstream")
+            }
+            intent |= {"kind": "intent", "at_us": _now_us()}
+        return await self._door._treasury.reserve(
+            step,
+            self._scopes,
+            call,
+            upstream.price,
+            may_shrink=not request.is_bounded_by_caller,
+            entry={**{k: v for k, v in fields.items() if v is not None}, "currency": self._door._currency},
+            intent=intent,
+        )
+
+    async def _open(self, upstream: Upstream, call: ModelCall, step: str, meter: _Meter, hold: Hold | None) -> Answer:
+        """Send, and peek at the first event before anybody is told that this attempt succeeded."""
+        stream: ModelStream | None = None
+        try:
+            async with asyncio.timeout(upstream.first_token_s):
+                stream = await upstream.model.open(call)
+                self._answer = answer = Answer(step, upstream, stream, meter, hold)
+                iterator = stream.__aiter__()
+                while not meter.has_first_token():
+                    block = await anext(iterator)
+                    meter.peeked.append(block)
+                    meter.saw(block)
+        except TimeoutError:
+            problem = f"no first token within {upstream.first_token_s:g} s"
+            raise self._failed(stream, UpstreamError(upstream.name, problem, retryable=True)) from None
+        except StopAsyncIteration:
+            problem = "it closed the connection without an answer"
+            raise self._failed(stream, UpstreamError(upstream.name, problem, retryable=True)) from None
+        except EventError as error:
+            raise self._failed(stream, UpstreamError(upstream.name, str(error))) from None
+        except BaseException as error:
+            self._failed(stream, error)
+            raise
+        return answer
+
+    def _failed(self, stream: ModelStream | None, error: E) -> E:
+        self._answer = None
+        if stream is not None:
+            stream.close()
+        return error
+
+    def _kill(self, scope: str, cause: str) -> None:
+        self._killed = Killed(scope, cause)
+        if self._answer is not None:
+            self._answer._stream.close()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _abandon(self, request: Request, step: str, meter: _Meter, upstream: Upstream, error: BaseException) -> None:
+        """This attempt brought no answer: give everything back; if it left the house it has its row."""
+        self._let_go(step)
+        if not meter.has_left:
+            self._door._store.submit(lambda tx: treasury.settle(tx, step, pico=0, tokens=0))
+            return
+        status = _status_of(error, is_killed=self._killed is not None)
+        usage = Usage(0, 0) if meter.is_unbilled(error) else None
+        self._record(request, upstream, step, meter, status=status, reason=str(error), usage=usage, also=None)
+
+    def _end(self, error: BaseException | None) -> None:
+        answer = self._answer
+        if answer is None:
+            return
+        answer._stream.close()
+        self._let_go(answer.step)
+        meter = answer._meter
+        if error is not None:
+            answer.status = _status_of(error, is_killed=self._killed is not None)
+            answer.reason = str(self._killed or error) or type(error).__name__
+        elif not meter.is_complete() and answer.status is Status.OK:
+            answer.status, answer.reason = Status.CANCELLED, "not read to its end"
+        request = dataclasses.replace(self._request, attempt=meter.attempt())
+        answer.recorded = self._record(
+            request,
+            answer.upstream,
+            answer.step,
+            meter,
+            status=answer.status,
+            reason=answer.reason,
+            usage=meter.usage(),
+            also=answer.also if error is None else None,
+        )
+
+    def _let_go(self, step: str) -> None:
+        self._door._switches.ended(step)
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def _record(
+        self,
+        request: Request,
+        upstream: Upstream,
+        step: str,
+        meter: _Meter,
+        *,
+        status: Status,
+        reason: str,
+        usage: Usage | None,
+        also: Callable[[Transaction, Settled], None] | None,
+    ) -> asyncio.Future[Settled]:
+        """Settle and append, in one message to the writer. No await: a cancelled task may be cancelled again."""
+        usage = usage or pricing.estimate(meter.call, meter.output_bytes())
+        pico = None if upstream.price is None else pricing.charge(usage, upstream.price)
+        settled = Settled(step, usage, pico, meter.total_us())
+        fields = meter.fields | {
+            "status": status,
+            "reason": reason[:500] or None,
+            "at_us": _now_us(),
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "estimated": 1 if usage.estimated else None,
+            "cost_pico": None if pico is None else treasury.leaf_amount(pico),
+            "currency": self._door._currency,
+            "queued_us": meter.queued_us,
+            "ttft_us": meter.ttft_us,
+            "total_us": settled.total_us,
+            "output_digest": meter.output_digest(self._door._salt(request, step)),
+        }
+
+        def work(tx: Transaction) -> Settled:
+            treasury.settle(tx, step, pico=pico or 0, tokens=usage.input_tokens + usage.output_tokens)
+            ledger.append(tx, fields)
+            treasury.count(tx, fields, pico=pico or 0)
+            if also is not None:
+                also(tx, settled)
+            return settled
+
+        recorded = self._door._store.submit(work)
+        recorded.add_done_callback(_notice)
+        return recorded
+
+
+@dataclass
+class _Meter:
+    """Counts a copy of what passes: first token, bytes, the end of the stream with its usage."""
+
+    fields: dict[str, object]
+    call: ModelCall
+    peeked: list[bytes] = field(default_factory=list)
+    queued_us: int = 0
+    ttft_us: int | None = None
+    has_left: bool = False
+    text_bytes: int | None = None
+    _began: float = field(default_factory=time.monotonic)
+    _tail: bytes = b""
+    _events: int = 0
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+
+    def attempt(self) -> int:
+        attempt = self.fields["attempt"]
+        assert isinstance(attempt, int)
+        return attempt
+
+    def saw(self, block: bytes) -> None:
+        """A block passed."""
+        self._digest.update(block)
+        self._events += block.count(b"data:")
+        self._tail = block if len(block) >= TAIL_BYTES else (self._tail + block)[-TAIL_BYTES:]
+        if self.ttft_us is None and self._events:
+            _refuse_error_event(self.peeked)
+            self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
+
+    def has_first_token(self) -> bool:
+        return self.ttft_us is not None
+
+    def is_complete(self) -> bool:
+        """True once `[DONE]` passed."""
+        return b"[DONE]" in self._tail[-64:]
+
+    def total_us(self) -> int:
+        return int((time.monotonic() - self._began) * 1_000_000)
+
+    def usage(self) -> Usage | None:
+        """What the upstream reported at the end; None where it did not."""
+        found = None
+        for payload in EventReader().feed(self._tail):
+            try:
+                chunk = parse_event(payload)
+            except EventError:
+                continue  # the tail may begin in the middle of an event
+            found = (usage_of(chunk) if chunk else None) or found
+        return found
+
+    def is_unbilled(self, error: BaseException) -> bool:
+        """An upstream that was never reached, or that refused with a status, has generated nothing."""
+        return isinstance(error, UpstreamError) and (error.is_gone or error.http_status is not None)
+
+    def output_bytes(self) -> int:
+        """A measure of what was generated where no usage came: the text's bytes, else four a chunk."""
+        return self.text_bytes if self.text_bytes is not None else 4 * max(0, self._events - 1)
+
+    def output_digest(self, salt: bytes) -> str | None:
+        return commitment(salt, self._digest.digest()) if self._events else None
+
+
+def new_step_id() -> str:
+    """96 random bits, hex."""
+    return secrets.token_hex(12)
+
+
+def _sized(call: ModelCall, upstream: Upstream) -> ModelCall:
+    """The call as this upstream gets it: its model name, and the smallest of the output limits that apply.
+
+    Raises:
+        BadRequest: even at six bytes a token the input alone is larger than the model's context.
+    """
+    size = pricing.input_bound(call)
+    if size // 6 > upstream.context_tokens:
+        raise BadRequest(
+            f"the input of {size:,} bytes does not fit into the {upstream.context_tokens:,} tokens of upstream "
+            f"{upstream.name}. Shorten it, or name an upstream with a larger limit.context"
+        )
+    room = upstream.context_tokens - size // 4
+    tokens = max(1, min(call.max_tokens or upstream.output_tokens, upstream.output_tokens, max(room, 1)))
+    return dataclasses.replace(call, model=upstream.model_name, max_tokens=tokens)
+
+
+def _check_allowance(request: Request, call: ModelCall, upstream: Upstream, currency: str) -> None:
+    """An allowance is the agent author's own limit: what would break it is refused before any budget is asked."""
+    bound = pricing.upper_bound(call, upstream.price).pico
+    allowed = request.allowance_pico
+    if allowed is not None and bound is not None and bound > allowed:
+        raise BudgetExceeded(
+            f"allowance:{request.origin.agent}",
+            limit=str(Money(allowed, currency)),
+            spent="0",
+            held="0",
+            asked=str(Money(bound, currency)),
+        )
+
+
+def _refuse_error_event(peeked: Sequence[bytes]) -> None:
+    """Some servers answer 200 and then an error event: seen here, it is a failure and not an answer."""
+    for payload in EventReader().feed(b"".join(peeked)):
+        parse_event(payload)
+        return
+
+
+def _status_of(error: BaseException, *, is_killed: bool) -> Status:
+    if is_killed or isinstance(error, Killed):
+        return Status.KILLED
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return Status.CANCELLED
+    return Status.FAILED
+
+
+def _backoff_s(retry: int, error: UpstreamError) -> float:
+    """Exponential with full jitter; an upstream that names its own delay (up to 30 s) is obeyed."""
+    if error.retry_after_s is not None:
+        return min(error.retry_after_s, 30.0)
+    return random.uniform(0.5, 1.0) * FIRST_BACKOFF_S * 2.0 ** (retry - 1)
+
+
+def _notice(recorded: asyncio.Future[Settled]) -> None:
+    """Mark the future's error as seen: whoever needs the record awaits it, others must not get a warning."""
+    if not recorded.cancelled():
+        recorded.exception()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,1 @@
+"""What people bring, made readable: files to documents."""

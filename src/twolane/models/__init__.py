@@ -1,0 +1,42 @@
+"""The port every upstream adapter implements. Quirks of a dialect stay in its own file.
+
+One wire for all: whatever an upstream speaks, its stream is yielded as server-sent events in the shape of OpenAI chat
+completion chunks, as bytes, so that the online lane can pass them through untouched and the batch lane can read them
+with `domain.completion`. The last event before `data: [DONE]` carries `usage` where the upstream reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from twolane.domain.records import ModelCall
+
+
+class ModelStream(Protocol):
+    """One answer as it is generated: an async iterator of blocks of whole or partial server-sent events.
+
+    Iterating raises `UpstreamError` when the upstream breaks off. `close` ends the generation upstream (the socket is
+    closed) at once, without an await, since clean-up may itself be cancelled; it may be called at any time and more than
+    once, and never raises.
+    """
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """One upstream. Adapters are opened once by the kernel and shared by all calls."""
+
+    async def open(self, call: ModelCall) -> ModelStream:
+        """Send the call and return when the upstream has accepted it (before the first token).
+
+        Raises:
+            UpstreamError: it cannot be reached (`is_gone`), or answered with an error status.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close pooled connections."""
+        ...

@@ -1,0 +1,210 @@
+"""Routes → handlers, each behind its permission; and the server around them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import Receive, Scope, Send
+
+from twolane.config import Config, near
+from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneError
+from twolane.kernel import Kernel
+from twolane.online import wire
+from twolane.online.auth import Gate, Grant, is_loopback, list_keys
+from twolane.online.chat import chat
+from twolane.online.stream import ClientGone, Exchange
+
+DRAIN_S = 30
+"""How long a server that was told to stop lets running answers finish."""
+_LOG = logging.getLogger("twolane.online")
+
+Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
+
+
+class Permission(StrEnum):
+    """What a request must be allowed to do."""
+
+    OPEN = "open"
+    """Anybody."""
+    USE = "use"
+    """Whoever may call models: a key, or this machine before the first key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One address of the gateway. There is no default permission: a route that forgets it does not type-check."""
+
+    method: str
+    path: str
+    permission: Permission
+    handler: Handler
+
+
+async def health(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /healthz: the process answers and its store can be read."""
+    kernel.store.version()
+    await exchange.answer(200, {"status": "ok"})
+
+
+async def list_models(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /v1/models: the routes and upstreams this key may name."""
+    await exchange.answer(200, wire.models_fields(_names(kernel, grant)))
+
+
+async def show_model(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /v1/models/{id}."""
+    name, names = exchange.scope["path_params"]["id"], _names(kernel, grant)
+    if name not in names:
+        raise wire.no_such_model(NotFound(f"there is no route or upstream {name!r}{near(name, names)}"))
+    await exchange.answer(200, wire.model_fields(name))
+
+
+def _names(kernel: Kernel, grant: Grant) -> list[str]:
+    return [name for name in (*kernel.config.route, *kernel.upstreams) if grant.allows(name)]
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", Permission.USE, chat),
+    Route("GET", "/v1/models", Permission.USE, list_models),
+    Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
+    Route("GET", "/healthz", Permission.OPEN, health),
+)
+"""Every address there is."""
+
+
+class Endpoint:
+    """A route as a bare ASGI application: it admits, calls the handler, and tells the client what went wrong."""
+
+    def __init__(self, kernel: Kernel, gate: Gate, route: Route) -> None:
+        self.route = route
+        self._kernel, self._gate = kernel, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            grant = Grant("") if self.route.permission is Permission.OPEN else self._gate.admit(scope)
+            await self.route.handler(self._kernel, grant, exchange)
+        except ClientGone:
+            pass
+        except (TwolaneError, Killed) as error:
+            await exchange.fail(error)
+        except Exception:  # noqa: BLE001 - the outermost turn of a request: the others go on
+            _LOG.exception("request %s", exchange.request_id)
+            await exchange.fail(wire.unforeseen(exchange.request_id))
+
+
+def create_app(kernel: Kernel) -> Starlette:
+    """The gateway over an open kernel. It opens nothing and closes nothing: the kernel is its owner's."""
+    gate = Gate(kernel)
+    routes = [StarletteRoute(r.path, Endpoint(kernel, gate, r), methods=[r.method]) for r in ROUTES]
+    app = Starlette(routes=routes, exception_handlers={404: _no_such_path, 405: _wrong_method})
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    path, paths = request.url.path, [route.path for route in ROUTES]
+    return _Refusal(NotFound(f"there is no {path!r} here{near(path, paths)}"))
+
+
+async def _wrong_method(request: Request, error: Exception) -> Response:
+    refusal = BadRequest(f"{request.url.path} does not take {request.method}")
+    refusal.status, refusal.code = 405, "method_not_allowed"
+    return _Refusal(refusal)
+
+
+class _Refusal(Response):
+    """An error outside of every route, told like any other."""
+
+    def __init__(self, error: TwolaneError) -> None:
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Exchange(scope, receive, send).fail(self._error)
+
+
+# ── the server ──
+
+
+async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
+    """Open a kernel and serve it until SIGTERM or SIGINT; running answers may then finish within `DRAIN_S`.
+
+    `announce` is called once, with the address, when connections are accepted.
+
+    Raises:
+        ConfigError: the address cannot be taken, or is public while there is no API key.
+    """
+    kernel = await Kernel.open(config)
+    try:
+        _refuse_open_door(kernel)
+        with _listen(config.serve.host, config.serve.port) as listener:
+            host = f"[{config.serve.host}]" if ":" in config.serve.host else config.serve.host
+            address = f"http://{host}:{listener.getsockname()[1]}"
+            await Server(create_app(kernel), on_ready=lambda: announce(address)).serve(sockets=[listener])
+    finally:
+        await kernel.aclose()
+
+
+def _refuse_open_door(kernel: Kernel) -> None:
+    host = kernel.config.serve.host
+    if is_loopback(host) or any(key.revoked_us is None for key in list_keys(kernel)):
+        return
+    raise ConfigError(
+        f"{host} can be reached from other machines, and there is no API key yet", where="serve.host",
+        hint="Make one first: twolane key create --tenant T --name N",
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be taken: {error.strerror or error}", where="serve",
+            hint="Choose another one with --port, or --port 0 for a free one",
+        ) from None
+
+
+class Server(uvicorn.Server):
+    """The HTTP server. Stopping it ends this object and not the process, so that the kernel can still be closed."""
+
+    def __init__(self, app: Starlette, *, on_ready: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
+                server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=DRAIN_S,
+            )
+        )
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, then say so."""
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT. The original raises the signal once more after the drain, which would end the
+        process before its last records are written."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)

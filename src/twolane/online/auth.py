@@ -1,0 +1,239 @@
+"""Who asks? An API key, or, before the first key was ever made, whoever sits at this machine.
+
+A key is `tl-` and 256 random bits. The store keeps its HMAC under the pepper, which lies beside the store: a copy of
+the database opens nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import orjson
+from starlette.types import Scope
+
+from twolane.config import near
+from twolane.domain.money import Money
+from twolane.errors import NotAllowed, NotFound, TwolaneError, Unauthenticated, UsageError
+from twolane.kernel import Kernel, ledger
+from twolane.store import Row, Transaction
+
+PREFIX = "tl-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a request may do: on whose behalf it is made, and which models it may name (empty: all)."""
+
+    tenant: str
+    key: str = ""
+    models: frozenset[str] = frozenset()
+
+    def allows(self, model: str) -> bool:
+        """True when this route or upstream may be used."""
+        return not self.models or model in self.models
+
+    def require(self, model: str) -> None:
+        """Nothing, if this route or upstream may be used.
+
+        Raises:
+            NotAllowed: it may not; what may be used is named.
+        """
+        if not self.allows(model):
+            raise NotAllowed(f"key {self.key} may not use {model!r}; it may use: {', '.join(sorted(self.models))}")
+
+
+THIS_MACHINE = Grant("default")
+"""Before the first key was ever made, a request from this machine acts as tenant `default`."""
+
+
+class Gate:
+    """Who may come in. One per process; a key made or revoked anywhere counts with the next request."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._store, self._vault = kernel.store, kernel.vault
+        self._version = -1
+        self._has_keys = False
+        self._grants: dict[str, Grant] = {}
+
+    def admit(self, scope: Scope) -> Grant:
+        """The grant of a request.
+
+        Raises:
+            Unauthenticated: it shows no key, or not one of ours. The same for every cause.
+        """
+        self._refresh()
+        if not self._has_keys:
+            if is_from_this_machine(scope):
+                return THIS_MACHINE
+            raise Unauthenticated
+        secret = _shown(scope["headers"])
+        if not secret.startswith(b"tl-"):
+            raise Unauthenticated
+        # The store is asked for a digest keyed by the pepper. A guesser cannot steer how much of it agrees with one
+        # that is kept, so the time a look-up takes tells nothing: as good as a comparison in constant time.
+        digest = self._vault.keyed(secret)
+        grant = self._grants.get(digest)
+        if grant is None:
+            row = self._store.one("key_by_digest", digest=digest)
+            if row is None:
+                raise Unauthenticated
+            grant = self._grants[digest] = Grant(row["tenant"], row["name"], frozenset(orjson.loads(row["models"])))
+        return grant
+
+    def _refresh(self) -> None:
+        version = self._store.version()
+        if version != self._version:
+            self._grants.clear()
+            self._has_keys = self._has_keys or _were_keys_made(self._store.one("count_keys"))
+            self._version = version
+
+
+def _were_keys_made(row: Row | None) -> bool:
+    return row is not None and row["keys"] > 0
+
+
+def _shown(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key a request shows, empty if none."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+        if name == b"x-api-key":
+            return value.strip()
+    return b""
+
+
+def is_from_this_machine(scope: Scope) -> bool:
+    """True for a request that a program on this machine sent to us by name, through no proxy and from no foreign page.
+
+    A web page elsewhere can make a browser on this machine send requests here, under a name that resolves to loopback:
+    so the Host must be loopback too, and an Origin must be our own.
+    """
+    client = scope.get("client")
+    if not client or not is_loopback(client[0]):
+        return False
+    host, origin = None, None
+    for name, value in scope["headers"]:
+        if name == b"host":
+            if host is not None:
+                return False
+            host = value.decode("latin-1")
+        elif name == b"origin":
+            origin = value.decode("latin-1")
+        elif name == b"forwarded" or name.startswith(b"x-forwarded-") or name in (b"x-real-ip", b"via"):
+            return False
+    return host is not None and is_loopback(_without_port(host)) and origin in (None, f"{scope['scheme']}://{host}")
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    """True for an address or name of this machine that no other one can reach."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+# ── making and taking back ──
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key as it may be shown: everything but the secret. Instants are microseconds of Unix time."""
+
+    tenant: str
+    name: str
+    models: tuple[str, ...]
+    created_us: int
+    revoked_us: int | None
+
+
+async def create_key(kernel: Kernel, tenant: str, name: str, models: Sequence[str] = ()) -> str:
+    """Make a key and give its secret, which is kept nowhere. `models` limits it to these routes and upstreams.
+
+    Key and ledger entry are one transaction. A configured `[budget.default]` becomes the key's budget before the secret
+    is given out.
+
+    Raises:
+        UsageError: a name that cannot be one, or that was used before (revoked ones too: the ledger speaks of them).
+        NotFound: a model that is neither a route nor an upstream.
+    """
+    for what, value in (("tenant", tenant), ("name", name)):
+        if not _NAME.fullmatch(value):
+            raise UsageError(f"{value!r} cannot be a {what}", hint="Letters, digits and . _ @ - are, up to 64 of them")
+    known = [*kernel.config.route, *kernel.config.upstream]
+    for model in models:
+        if model not in known:
+            raise NotFound(f"there is no route or upstream {model!r}{near(model, known)}")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    digest = kernel.vault.keyed(secret.encode())
+
+    def work(tx: Transaction) -> TwolaneError | None:
+        if any((row["tenant"], row["name"]) == (tenant, name) for row in tx.all("keys")):
+            return UsageError(f"key {tenant}/{name} was made before", hint="Choose another name: none is used twice")
+        tx.run("add_key", id=secrets.token_hex(8), tenant=tenant, name=name, digest=digest,
+               models=orjson.dumps(list(models)).decode(), created=_now_us())
+        ledger.append(tx, _entry("create", tenant, name) | {"models": list(models)})
+        return None
+
+    refusal = await kernel.store.write(work)
+    if refusal is not None:
+        raise refusal
+    budget = kernel.config.budget.get("default")
+    if budget is not None:
+        pico = None if budget.money is None else Money.parse(budget.money, kernel.config.currency).pico
+        await kernel.treasury.set_budget(
+            f"key:{tenant}/{name}", period=budget.period, pico=pico, tokens=budget.tokens, actor="file", source="file"
+        )
+    return secret
+
+
+async def revoke_key(kernel: Kernel, tenant: str, name: str) -> None:
+    """Take a key back: it opens nothing from the next request on, in every process. What it began runs to its end; trip
+    the switch `key:TENANT/NAME` to stop that too.
+
+    Raises:
+        NotFound: there is no such key, or it was revoked before.
+    """
+
+    def work(tx: Transaction) -> bool:
+        if not tx.run("revoke_key", tenant=tenant, name=name, now=_now_us()):
+            return False
+        ledger.append(tx, _entry("revoke", tenant, name))
+        return True
+
+    if not await kernel.store.write(work):
+        live = [f"{key.tenant}/{key.name}" for key in list_keys(kernel) if key.revoked_us is None]
+        raise NotFound(f"there is no live key {tenant}/{name}{near(f'{tenant}/{name}', live)}")
+
+
+def list_keys(kernel: Kernel) -> list[Key]:
+    """Every key ever made, oldest first."""
+    return [
+        Key(row["tenant"], row["name"], tuple(orjson.loads(row["models"])), row["created"], row["revoked"])
+        for row in kernel.store.all("keys")
+    ]
+
+
+def _entry(action: str, tenant: str, name: str) -> dict[str, object]:
+    return {"v": 1, "kind": "key", "action": action, "tenant": tenant, "api_key": name, "at_us": _now_us()}
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

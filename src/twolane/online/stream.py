@@ -1,0 +1,242 @@
+"""Bytes in, bytes out: one HTTP exchange at the level of ASGI, the client's hang-up, and what of a stream may leave.
+
+A stream passes through untouched, with two exceptions: usage that the client did not ask for is taken out again, and
+the closing `data: [DONE]` is held back until the step's record is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from types import TracebackType
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from twolane.domain.completion import MAX_EVENT_BYTES
+from twolane.errors import BadRequest, Killed, TwolaneError
+from twolane.online import wire
+
+Header = tuple[bytes, bytes]
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""The largest request that is read."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_UNFIT = re.compile(rb"[^\x20-\x7e]")
+_JSON: list[Header] = [(b"content-type", b"application/json")]
+_EVENTS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was read."""
+
+
+class Exchange:
+    """One HTTP request and its answer: what a handler needs of them, without the cost of larger objects."""
+
+    __slots__ = ("_headers", "_receive", "_send", "is_streaming", "request_id", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self._receive, self._send = scope, receive, send
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        """The client's own, if it is sane; on every answer."""
+        self.is_streaming = False
+        """True once a stream has begun: from then on an error is an event."""
+        self._headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
+
+    async def body(self) -> bytes:
+        """The request's body.
+
+        Raises:
+            BadRequest: with status 413, more than `MAX_BODY_BYTES`.
+            ClientGone: it hung up before the end.
+        """
+        told = next((value for name, value in self.scope["headers"] if name == b"content-length"), b"0")
+        if told.isdigit() and int(told) > MAX_BODY_BYTES:
+            raise _too_large()
+        message = await self._receive()
+        parts, size = [], 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise _too_large()
+            parts.append(part)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            message = await self._receive()
+
+    async def hung_up(self) -> None:
+        """Return when the client goes away, or has its whole answer. To be called once the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def tell(self, name: str, value: str) -> None:
+        """Add a header to the answer, whatever the answer will be; what no header may hold is replaced."""
+        self._headers.append((name.encode(), _UNFIT.sub(b"?", value.encode())))
+
+    async def answer(self, status: int, fields: object, headers: list[Header] | None = None) -> None:
+        """The whole answer, as JSON."""
+        body = orjson.dumps(fields)
+        length = (b"content-length", b"%d" % len(body))
+        await self._start(status, [*_JSON, length, *(headers or ())])
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin_stream(self) -> None:
+        """Status 200, and events from here on."""
+        self.is_streaming = True
+        await self._start(200, _EVENTS)
+
+    async def write(self, block: bytes) -> None:
+        """Pass a block on; waits while the client reads more slowly than the upstream writes."""
+        await self._send({"type": "http.response.body", "body": block, "more_body": True})
+
+    async def end_stream(self, block: bytes) -> None:
+        """The last block."""
+        await self._send({"type": "http.response.body", "body": block})
+
+    async def fail(self, error: TwolaneError | Killed) -> None:
+        """Tell the client: as an HTTP error before the first byte, as the stream's last event after it."""
+        fields = wire.error_fields(error)
+        if self.is_streaming:
+            await self.end_stream(b"data: " + orjson.dumps(fields) + b"\n\n")
+        else:
+            await self.answer(wire.status_of(error), fields, wire.error_headers(error))
+
+    async def _start(self, status: int, headers: list[Header]) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers})
+
+
+def _too_large() -> BadRequest:
+    error = BadRequest(f"the request is larger than {MAX_BODY_BYTES // 2**20} MB")
+    error.status, error.code = 413, "request_too_large"
+    return error
+
+
+class Hangup:
+    """While open, a client that hangs up cancels the task that opened this; that cancellation ends here, silently.
+
+    A bare ASGI application hears of a hang-up only if it waits for it; without this an upstream would go on generating
+    for nobody. Open it before the upstream is called: a client may leave while it waits for the first token.
+    """
+
+    __slots__ = ("_exchange", "_has_come", "_task", "_watcher")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange, self._has_come = exchange, False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._watcher.cancel()
+        if not self._has_come:
+            return False
+        self._task.uncancel()
+        return isinstance(error, asyncio.CancelledError)
+
+    async def _watch(self) -> None:
+        await self._exchange.hung_up()
+        self._has_come = True
+        self._task.cancel("the client hung up")
+
+
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_REPORT = re.compile(rb'"usage"\s*:\s*\{')
+"""Usage that says something; ordinary chunks may hold `"usage": null`."""
+
+
+class Outflow:
+    """What of an upstream's stream may go to the client, and when.
+
+    Blocks are cut at the ends of events: a part of an event waits for its rest, since nobody could read it anyway. Only
+    blocks that report usage or the end are looked into.
+    """
+
+    __slots__ = ("_ending", "_keeps_usage", "_rest")
+
+    def __init__(self, *, keeps_usage: bool) -> None:
+        self._keeps_usage, self._rest, self._ending = keeps_usage, b"", b""
+
+    def take(self, block: bytes) -> bytes:
+        """What may leave now that this block has come; empty where nothing may."""
+        if self._ending:
+            return b""
+        if self._rest:
+            block, self._rest = self._rest + block, b""
+        if not block.endswith(b"\n\n"):
+            block = self._whole_events(block)
+        if b"[DONE]" in block:
+            block = self._before_the_end(block)
+        if not self._keeps_usage and b'"usage"' in block and _REPORT.search(block):
+            block = _without_usage(block)
+        return block
+
+    def end(self) -> bytes:
+        """What was held back, the closing `data: [DONE]`: to be sent when the record is on disk."""
+        return self._ending or self._rest.rstrip() + b"\n\n"
+
+    def _whole_events(self, block: bytes) -> bytes:
+        """The events of a block that are complete; the rest is kept for the next one."""
+        at = max((block.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n\r\n") if mark in block), default=0)
+        if len(block) - at > MAX_EVENT_BYTES:
+            return block  # nobody could read such an event: let it go as it comes rather than keep all of it
+        self._rest = block[at:]
+        return block[:at]
+
+    def _before_the_end(self, block: bytes) -> bytes:
+        for start, end in _events(block):
+            if _payload(block[start:end]) == b"[DONE]":
+                self._ending = block[start:]
+                return block[:start]
+        return block
+
+
+def _events(block: bytes) -> list[tuple[int, int]]:
+    """Where each event of a block begins and ends, its blank line included."""
+    ends = [match.end() for match in _EVENT_END.finditer(block)]
+    if not ends or ends[-1] < len(block):
+        ends.append(len(block))
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def _payload(event: bytes) -> bytes:
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines)
+
+
+def _without_usage(block: bytes) -> bytes:
+    """A block without the usage its events report. An event that held nothing else goes whole; some upstreams report
+    usage beside the last words, and those stay."""
+    kept = []
+    for start, end in _events(block):
+        event = block[start:end]
+        kept.append(_stripped(event) if _REPORT.search(event) else event)
+    return b"".join(kept)
+
+
+def _stripped(event: bytes) -> bytes:
+    try:
+        chunk = orjson.loads(_payload(event))
+    except orjson.JSONDecodeError:
+        return event
+    if not isinstance(chunk, dict) or not isinstance(chunk.get("usage"), dict):
+        return event
+    if not chunk.get("choices"):
+        return b""
+    del chunk["usage"]
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"

@@ -1,0 +1,76 @@
+"""The port every database adapter implements, and what it must guarantee.
+
+All that must be true together is one `work` function over one `Transaction`. A store runs it inside one transaction,
+possibly grouped with others, and answers when that transaction is on disk. Work is a pure function of the database: it
+may be run twice (when a neighbour in its group fails), so it touches nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+Value = int | str | bytes | float | None
+Row = Mapping[str, Any]
+"""A row by column name. Any: SQL columns have the types the schema gives them."""
+
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """Named questions (`queries.sql`) inside one transaction."""
+
+    cache: dict[str, Any]
+    """Lives as long as this transaction; for state that many works of one group share. Any: each key has its own."""
+
+    def run(self, query: str, **values: Value) -> int:
+        """Write. Gives the number of rows touched, or the new row's id for an INSERT into a table that makes one."""
+        ...
+
+    def one(self, query: str, **values: Value) -> Row | None:
+        """The first row, None where there is none."""
+        ...
+
+    def all(self, query: str, **values: Value) -> Sequence[Row]:
+        """Every row."""
+        ...
+
+    def before_commit(self, work: Callable[[], None]) -> None:
+        """Run `work` once, after every work of the group and before the commit."""
+        ...
+
+
+class Store(Protocol):
+    """One database. Writes are durable once they return; reads see every write that returned before."""
+
+    def submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
+        """Hand `work` to the writer without waiting: one message, no await. The future ends after the commit, or with
+        the error that `work` or the database raised; nothing of that work is then in the store. The work is done even
+        if nobody waits for the future any more."""
+        ...
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """`submit`, and wait."""
+        ...
+
+    def one(self, query: str, **values: Value) -> Row | None:
+        """Read one row, beside the writer."""
+        ...
+
+    def all(self, query: str, **values: Value) -> Sequence[Row]:
+        """Read rows, beside the writer."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """While open, this thread's reads all see the same moment."""
+        ...
+
+    def version(self) -> int:
+        """A number that changes whenever any process has committed. Costs microseconds: made for polling."""
+        ...
+
+    def close(self) -> None:
+        """Write what was submitted, then close."""
+        ...

@@ -1,0 +1,329 @@
+-- Every question the house asks its store. One named block each; the line under the name says what it answers.
+
+-- name: get_meta
+-- The value kept under a name (schema version, pseudonymous id of the store).
+SELECT value FROM meta WHERE name = :name;
+
+-- name: set_meta
+-- Keep a value under a name.
+INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
+-- ── Ledger ──
+
+-- name: tree
+-- The frontier of the tree over all entries.
+SELECT size, frontier, root FROM tree WHERE id = 1;
+
+-- name: set_tree
+-- Advance the frontier.
+INSERT INTO tree (id, size, frontier, root) VALUES (1, :size, :frontier, :root)
+ON CONFLICT (id) DO UPDATE SET size = excluded.size, frontier = excluded.frontier, root = excluded.root;
+
+-- name: append_entry
+-- Add a leaf at the next position.
+INSERT INTO entry (position, leaf, hash) VALUES (:position, :leaf, :hash);
+
+-- name: entries
+-- Leaves in order, a page at a time.
+SELECT position, leaf, hash FROM entry WHERE position >= :first ORDER BY position LIMIT :count;
+
+-- name: count_entries
+-- How many leaves there are.
+SELECT count(*) AS entries FROM entry;
+
+-- name: entries_of_run
+-- A run's own entries of one kind, in order.
+SELECT position, leaf FROM entry WHERE run = :run AND kind = :kind ORDER BY position;
+
+-- name: chain
+-- The head of a run's chain.
+SELECT seq, prev FROM chain WHERE run = :run;
+
+-- name: chains
+-- Every run's chain head.
+SELECT run, seq, prev FROM chain;
+
+-- name: set_chain
+-- Advance a run's chain.
+INSERT INTO chain (run, seq, prev) VALUES (:run, :seq, :prev)
+ON CONFLICT (run) DO UPDATE SET seq = excluded.seq, prev = excluded.prev;
+
+-- name: steps_of_run
+-- The public view, for one run.
+SELECT * FROM trace_steps WHERE run = :run ORDER BY leaf;
+
+-- name: steps_since
+-- The public view, newest first.
+SELECT * FROM trace_steps ORDER BY leaf DESC LIMIT :count;
+
+-- name: spent_since
+-- What was spent from a day on, for a budget that is set later than its period began.
+SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens
+FROM day_total
+WHERE day >= :since AND (:tenant IS NULL OR tenant = :tenant) AND (:api_key IS NULL OR api_key = :api_key)
+  AND (:workflow IS NULL OR workflow = :workflow);
+
+-- name: spent_by_run
+-- What a run has spent.
+SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens
+FROM run_total WHERE run = :run;
+
+-- name: spent_by_item
+-- What an item of a run has spent.
+SELECT coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS pico,
+       coalesce(sum(json_extract(leaf, '$.input_tokens') + json_extract(leaf, '$.output_tokens')), 0) AS tokens
+FROM entry
+WHERE run = :run AND item = (SELECT subject FROM item WHERE run = :run AND name = :item)
+  AND kind = 'step' AND json_extract(leaf, '$.status') <> 'reused';
+
+-- ── Subjects and bodies ──
+
+-- name: subject
+-- What can be erased, by its pseudonym.
+SELECT id, wrapped FROM subject WHERE id = :id;
+
+-- name: add_subject
+-- A new erasable thing; an old one stays as it is.
+INSERT INTO subject (id, tenant, name, wrapped, created) VALUES (:id, :tenant, :name, :wrapped, :created)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: add_body
+-- Keep a sealed body.
+INSERT INTO body (subject, sealed) VALUES (:subject, :sealed);
+
+-- name: body
+-- A sealed body with what unwraps its key.
+SELECT b.sealed, s.id AS subject, s.wrapped FROM body b JOIN subject s ON s.id = b.subject WHERE b.id = :id;
+
+-- ── Money ──
+
+-- name: budget
+-- The limit of a scope.
+SELECT scope, period, pico, tokens, source, since FROM budget WHERE scope = :scope;
+
+-- name: budgets
+-- Every limit with what is spent and held in its newest window.
+SELECT b.scope, b.period, b.pico, b.tokens, b.source, b.since FROM budget b ORDER BY b.scope;
+
+-- name: set_budget
+-- Set a scope's limit; the later change wins.
+INSERT INTO budget (scope, period, pico, tokens, source, since)
+VALUES (:scope, :period, :pico, :tokens, :source, :since)
+ON CONFLICT (scope) DO UPDATE
+SET period = excluded.period, pico = excluded.pico, tokens = excluded.tokens, source = excluded.source,
+    since = excluded.since;
+
+-- name: spending
+-- What is spent and held in a window.
+SELECT spent_pico, held_pico, spent_tokens, held_tokens FROM spending WHERE scope = :scope AND window = :window;
+
+-- name: begin_spending
+-- Open a window with what was spent in it before the budget was set.
+INSERT INTO spending (scope, window, spent_pico, spent_tokens) VALUES (:scope, :window, :pico, :tokens)
+ON CONFLICT (scope, window) DO NOTHING;
+
+-- name: hold
+-- Hold an upper bound.
+UPDATE spending SET held_pico = held_pico + :pico, held_tokens = held_tokens + :tokens
+WHERE scope = :scope AND window = :window;
+
+-- name: settle
+-- End a hold with what was really spent.
+UPDATE spending
+SET held_pico = held_pico - :held_pico, held_tokens = held_tokens - :held_tokens,
+    spent_pico = spent_pico + :pico, spent_tokens = spent_tokens + :tokens
+WHERE scope = :scope AND window = :window;
+
+-- name: add_reservation
+-- Remember a hold until it ends.
+INSERT INTO reservation (step, owner, pico, tokens, windows, entry)
+VALUES (:step, :owner, :pico, :tokens, :windows, :entry);
+
+-- name: end_reservation
+-- A hold ends exactly once: the row goes, and its figures come back.
+DELETE FROM reservation WHERE step = :step RETURNING pico, tokens, windows, entry;
+
+-- name: reservations
+-- Every hold, for recovery and for whoever asks what is in flight.
+SELECT step, owner, pico, tokens, windows, entry FROM reservation ORDER BY step;
+
+-- name: owners
+-- Processes that hold something.
+SELECT DISTINCT owner FROM reservation;
+
+-- name: add_to_day
+-- Count a step in its day.
+INSERT INTO day_total (day, tenant, api_key, workflow, agent, lane, upstream, model, calls, reused, refused, failed,
+                       input_tokens, output_tokens, cost_pico, total_us)
+VALUES (:day, :tenant, :api_key, :workflow, :agent, :lane, :upstream, :model, :calls, :reused, :refused, :failed,
+        :input_tokens, :output_tokens, :cost_pico, :total_us)
+ON CONFLICT (day, tenant, api_key, workflow, agent, lane, upstream, model) DO UPDATE
+SET calls = calls + excluded.calls, reused = reused + excluded.reused, refused = refused + excluded.refused,
+    failed = failed + excluded.failed, input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens, cost_pico = cost_pico + excluded.cost_pico,
+    total_us = total_us + excluded.total_us;
+
+-- name: add_to_run
+-- Count a step in its run.
+INSERT INTO run_total (run, agent, calls, reused, refused, failed, input_tokens, output_tokens, cost_pico, total_us)
+VALUES (:run, :agent, :calls, :reused, :refused, :failed, :input_tokens, :output_tokens, :cost_pico, :total_us)
+ON CONFLICT (run, agent) DO UPDATE
+SET calls = calls + excluded.calls, reused = reused + excluded.reused, refused = refused + excluded.refused,
+    failed = failed + excluded.failed, input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens, cost_pico = cost_pico + excluded.cost_pico,
+    total_us = total_us + excluded.total_us;
+
+-- name: totals_of_run
+-- A run's figures by agent.
+SELECT agent, calls, reused, refused, failed, input_tokens, output_tokens, cost_pico, total_us
+FROM run_total WHERE run = :run ORDER BY agent;
+
+-- name: all_run_totals
+-- Every run's cost and calls, for the check against the ledger.
+SELECT run, sum(calls) AS calls, sum(cost_pico) AS cost_pico FROM run_total GROUP BY run;
+
+-- ── Switches ──
+
+-- name: switches
+-- Every tripped switch.
+SELECT scope, cause, actor, tripped FROM switch ORDER BY tripped;
+
+-- name: trip
+-- Trip a switch; one that is tripped stays as it is.
+INSERT INTO switch (scope, cause, actor, tripped) VALUES (:scope, :cause, :actor, :tripped)
+ON CONFLICT (scope) DO NOTHING;
+
+-- name: reset
+-- Reset a switch.
+DELETE FROM switch WHERE scope = :scope;
+
+-- ── Runs ──
+
+-- name: add_run
+-- A new run.
+INSERT INTO run (id, tenant, flow, workflow, status, options, created)
+VALUES (:id, :tenant, :flow, :workflow, 'queued', :options, :created);
+
+-- name: run
+-- One run.
+SELECT * FROM run WHERE id = :id;
+
+-- name: runs
+-- Runs, newest first.
+SELECT r.*, (SELECT count(*) FROM item i WHERE i.run = r.id) AS items,
+       (SELECT coalesce(sum(t.cost_pico), 0) FROM run_total t WHERE t.run = r.id) AS cost_pico
+FROM run r ORDER BY r.created DESC LIMIT :count;
+
+-- name: queued_runs
+-- Runs that wait for a worker, oldest first.
+SELECT id, flow FROM run WHERE status = 'queued' ORDER BY created;
+
+-- name: begin_run
+-- queued | stopped | failed | done -> running, as a new attempt; running, but its owner is dead -> the same attempt goes on.
+UPDATE run SET attempt = attempt + (status <> 'running'), status = 'running', reason = '', owner = :owner,
+               started = coalesce(started, :now), began = :now, ended = NULL
+WHERE id = :id AND owner = :known_owner;
+
+-- name: next_attempt
+-- The chunks of this attempt are through, but items are left.
+UPDATE run SET attempt = attempt + 1 WHERE id = :id AND owner = :owner;
+
+-- name: stop_run
+-- queued | running, but nobody runs it -> stopped.
+UPDATE run SET status = 'stopped', reason = :reason, ended = :now, owner = '' WHERE id = :id;
+
+-- name: killed_since
+-- Steps of a run that a switch closed, from a position of the ledger on.
+SELECT count(*) AS steps FROM entry
+WHERE run = :run AND position >= :first AND kind = 'step' AND json_extract(leaf, '$.status') = 'killed';
+
+-- name: end_run
+-- running -> done | stopped | failed.
+UPDATE run SET status = :status, reason = :reason, ended = :now, seconds = seconds + :seconds, owner = ''
+WHERE id = :id AND owner = :owner;
+
+-- name: set_forecast
+-- What the pilot said.
+UPDATE run SET forecast = :forecast WHERE id = :id;
+
+-- name: add_item
+-- An item of a run, in the run's order.
+INSERT INTO item (run, position, name, subject, source, status, problems)
+VALUES (:run, :position, :name, :subject, :source, :status, :problems);
+
+-- name: items
+-- A stretch of a run's items.
+SELECT * FROM item WHERE run = :run AND position >= :first AND position <= :last ORDER BY position;
+
+-- name: item
+-- One item of a run, by its source id.
+SELECT * FROM item WHERE run = :run AND name = :name;
+
+-- name: count_items
+-- How many of a run's items are in each state.
+SELECT status, count(*) AS items FROM item WHERE run = :run GROUP BY status;
+
+-- name: positions
+-- Where a run's items of one status lie.
+SELECT position FROM item WHERE run = :run AND status = :status ORDER BY position;
+
+-- name: finish_item
+-- queued -> done.
+UPDATE item SET status = 'done', output = :output, agent = '', problems = '[]', reply = NULL
+WHERE run = :run AND position = :position;
+
+-- name: quarantine_item
+-- queued -> quarantined.
+UPDATE item SET status = 'quarantined', agent = :agent, problems = :problems, reply = :reply
+WHERE run = :run AND position = :position;
+
+-- name: release_item
+-- quarantined -> queued.
+UPDATE item SET status = 'queued' WHERE run = :run AND name = :name AND status = 'quarantined' AND source IS NOT NULL;
+
+-- name: requeue_items
+-- quarantined -> queued, all of a run that can be read.
+UPDATE item SET status = 'queued' WHERE run = :run AND status = 'quarantined' AND source IS NOT NULL;
+
+-- name: quarantined
+-- Items that wait for a person; of one run, or of all.
+SELECT i.run, i.name, i.agent, i.problems, i.reply, i.source FROM item i JOIN run r ON r.id = i.run
+WHERE i.status = 'quarantined' AND (:run IS NULL OR i.run = :run) ORDER BY r.created, i.position;
+
+-- name: memo
+-- An accepted output by its fingerprint.
+SELECT m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us, b.sealed, s.id AS subject, s.wrapped
+FROM memo m JOIN body b ON b.id = m.body JOIN subject s ON s.id = m.subject WHERE m.fingerprint = :fingerprint;
+
+-- name: add_memo
+-- Keep an accepted output; the first one stays.
+INSERT INTO memo (fingerprint, subject, body, step, input_tokens, output_tokens, cost_pico, total_us)
+VALUES (:fingerprint, :subject, :body, :step, :input_tokens, :output_tokens, :cost_pico, :total_us)
+ON CONFLICT (fingerprint) DO NOTHING;
+
+-- ── Keys ──
+
+-- name: add_key
+-- A new API key.
+INSERT INTO api_key (id, tenant, name, digest, models, created) VALUES (:id, :tenant, :name, :digest, :models, :created);
+
+-- name: key_by_digest
+-- The key behind a digest, unless revoked.
+SELECT id, tenant, name, models FROM api_key WHERE digest = :digest AND revoked IS NULL;
+
+-- name: keys
+-- Every key ever made, without anything secret.
+SELECT id, tenant, name, models, created, revoked FROM api_key ORDER BY created;
+
+-- name: revoke_key
+-- Take a key back.
+UPDATE api_key SET revoked = :now WHERE tenant = :tenant AND name = :name AND revoked IS NULL;
+
+-- name: count_keys
+-- How many keys were ever made: after the first, loopback alone opens nothing.
+SELECT count(*) AS keys FROM api_key;
+
+-- name: paid_by_item
+-- What each item of a run cost, and how often it left the house.
+SELECT item, count(*) AS calls, coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS cost_pico
+FROM entry WHERE run = :run AND kind = 'step' AND json_extract(leaf, '$.status') <> 'reused' GROUP BY item;

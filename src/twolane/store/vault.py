@@ -1,0 +1,104 @@
+"""Keys beside the store, and what is sealed with them.
+
+`<store>.keys/` (0700) holds `master` (wraps every item's key) and `pepper` (keys pseudonyms, fingerprints and the
+digests of API keys), each 32 random bytes, 0600. They never lie in the store: a copy of the database alone opens
+nothing. Erasing a subject's row destroys its key and salt, and with them every body and every guess at a commitment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from twolane.domain.records import Subject
+from twolane.errors import StoreError
+
+_KEY, _SALT, _NONCE = 32, 16, 12
+
+
+class Vault:
+    """Seals and opens bodies; makes pseudonyms. One per store."""
+
+    def __init__(self, master: bytes, pepper: bytes) -> None:
+        self._master, self._pepper = AESGCM(master), pepper
+
+    @classmethod
+    def open(cls, store: Path, *, is_new: bool) -> Vault:
+        """The keys beside `store`; made if the store `is_new`.
+
+        Raises:
+            StoreError: the store is there but its keys are not, so nothing in it could be read.
+        """
+        folder = store.with_name(store.name + ".keys")
+        if is_new:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for name in ("master", "pepper"):
+                _make_key(folder / name)
+        try:
+            master, pepper = ((folder / name).read_bytes() for name in ("master", "pepper"))
+        except OSError:
+            raise StoreError(
+                f"the keys of {store} are missing: {folder} must hold master and pepper. Bring them back from the "
+                "backup; without them its bodies cannot be read"
+            ) from None
+        return cls(master, pepper)
+
+    def pseudonym(self, *parts: str) -> str:
+        """A keyed name for these parts: the same for the same parts, telling nothing without the pepper."""
+        return self.keyed("\x00".join(parts).encode())[:32]
+
+    def keyed(self, data: bytes) -> str:
+        """HMAC-SHA256 under the pepper, hex."""
+        return hmac.new(self._pepper, data, hashlib.sha256).hexdigest()
+
+    def new_subject(self, tenant: str, name: str) -> tuple[Subject, bytes]:
+        """A subject for item `name` with a fresh key and salt, and the wrapped form the store keeps."""
+        identity = self.pseudonym("subject", tenant, name)
+        key, salt, nonce = os.urandom(_KEY), os.urandom(_SALT), os.urandom(_NONCE)
+        wrapped = nonce + self._master.encrypt(nonce, key + salt, identity.encode())
+        return Subject(identity, key, salt), wrapped
+
+    def subject(self, row: Mapping[str, Any], *, column: str = "id") -> Subject:  # Any: a database row
+        """The subject of a row that holds its id (under `column`) and `wrapped`."""
+        identity, wrapped = str(row[column]), bytes(row["wrapped"])
+        try:
+            opened = self._master.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], identity.encode())
+        except InvalidTag:
+            raise StoreError("a body's key does not open: the keys beside the store belong to another one") from None
+        return Subject(identity, opened[:_KEY], opened[_KEY:])
+
+
+def seal(subject: Subject, body: bytes) -> bytes:
+    """Encrypt a body under its subject's key (AES-256-GCM, random nonce in front)."""
+    nonce = os.urandom(_NONCE)
+    return nonce + AESGCM(subject.key).encrypt(nonce, body, subject.id.encode())
+
+
+def unseal(subject: Subject, sealed: bytes) -> bytes:
+    """Decrypt a body.
+
+    Raises:
+        StoreError: it was changed, or belongs to another subject.
+    """
+    try:
+        return AESGCM(subject.key).decrypt(sealed[:_NONCE], sealed[_NONCE:], subject.id.encode())
+    except InvalidTag:
+        raise StoreError("a body in the store was changed: it does not open with its key") from None
+
+
+def _make_key(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return
+    with open(descriptor, "wb") as file:
+        file.write(os.urandom(_KEY))
+        file.flush()
+        os.fsync(descriptor)
