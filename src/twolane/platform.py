@@ -24,7 +24,7 @@ from twolane.domain.money import Money
 from twolane.errors import UsageError
 from twolane.kernel import Kernel, Model, ledger
 from twolane.kernel.ledger import Verdict
-from twolane.knowledge.ingest import read_sources
+from twolane.knowledge.ingest import Input, read_sources
 from twolane.store.sqlite import SQLiteStore
 
 __all__ = ["Platform", "RunSummary", "verify_store", "with_store"]
@@ -63,14 +63,14 @@ class Platform:
     async def start(
         self,
         flow: str | Workflow,
-        inputs: Sequence[str],
+        inputs: Sequence[Input],
         *,
         budget: str | None = None,
         options: Mapping[str, str] | None = None,
         reports: str | None = None,
         tenant: str = TENANT,
     ) -> str:
-        """Write a new run over files and folders; its id. Nothing is called before somebody works on it.
+        """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works on it.
 
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.
@@ -108,7 +108,7 @@ class Platform:
     async def run(
         self,
         flow: str | Workflow,
-        inputs: Sequence[str],
+        inputs: Sequence[Input],
         *,
         budget: str | None = None,
         options: Mapping[str, str] | None = None,

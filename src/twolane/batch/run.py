@@ -219,6 +219,19 @@ def find(kernel: Kernel, run: str) -> Row:
     return row
 
 
+def item(kernel: Kernel, run: str, name: str) -> Row:
+    """An item's row.
+
+    Raises:
+        NotFound: no such run, or no such item in it.
+    """
+    find(kernel, run)
+    row = kernel.store.one("item", run=run, name=name)
+    if row is None:
+        raise NotFound(f"run {run} has no item {name!r}")
+    return row
+
+
 def summary(kernel: Kernel, run: str) -> RunSummary:
     """What is known of a run now, read from its roll-ups."""
     row = find(kernel, run)

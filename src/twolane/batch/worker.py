@@ -88,6 +88,9 @@ class Worker:
                 await self._drain(queue, attempt)
         except StoreError as error:
             self._halt(Stop(STOPPED, f"store: {error}"))
+        except BaseException as error:
+            self._halt(Stop(STOPPED, f"interrupted: {error or type(error).__name__}"))
+            raise
         finally:
             await self._end(time.monotonic() - began)
 

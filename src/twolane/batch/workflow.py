@@ -80,8 +80,7 @@ class Agent(Generic[P, R]):
 
     def schema(self) -> ReplySchema:
         """What its reply must fit."""
-        model: type[BaseModel] = self.returns
-        return reply_schema(model)
+        return reply_schema(self.returns)  # type: ignore[arg-type]  # mypy: a TypeVar's class is not Hashable
 
     def revised(self, prompt: Callable[P, Prompt]) -> Agent[P, R]:
         """The same agent with another prompt."""

@@ -67,11 +67,12 @@ QUESTIONS: tuple[Question, ...] = (
         "renewal",
         "Renewal",
         "What happens at the end of the first term: is the agreement renewed or extended? Look for 'automatically "
-        "renew', 'automatically be renewed', 'be automatically renewed', 'automatically be extended', "
+        "renew', 'automatically be renewed', 'be automatically renewed', 'renewed automatically', 'renew "
+        "automatically', 'extend automatically', 'automatic extension', 'automatically be extended', "
         "'automatically extended', 'renew for', 'renewed for', 'renewal term', 'for successive', 'additional … "
         "periods', 'right to renew', 'option to extend', 'may be renewed', 'may be extended', 'no automatic "
-        "renewal', 'may extend this', 'rolls over for', 'for a further period', 'is extended by', 'tacitly', "
-        "'renews itself'.",
+        "renewal', 'may extend this', 'rolls over for', 'month to month basis', 'further period of the same', "
+        "'single extension', 'tacitly'; but not 'business days'.",
     ),
     Question(
         "renewal_notice",
@@ -81,7 +82,7 @@ QUESTIONS: tuple[Question, ...] = (
         "not to renew', 'not to renew', 'intent to terminate', 'prior to the expiration of the', 'prior to the "
         "end of the … term', 'then-current term', 'then current term', 'elects not to renew', 'before the period "
         "ends', 'wants none of this', 'days before the period', 'before the end of the period', 'before the end "
-        "of the term', 'to prevent this', 'objects in writing'.",
+        "of the term', 'before expiry'.",
     ),
     Question(
         "governing_law",
@@ -94,13 +95,14 @@ QUESTIONS: tuple[Question, ...] = (
     Question(
         "termination_for_convenience",
         "Termination for convenience",
-        "May a party terminate without a cause? Look for 'without cause', 'for convenience', 'for any reason or "
-        "no reason', 'for any or no reason', 'for any reason or none', 'terminate … for any reason', 'with or "
-        "without cause', 'terminate this agreement at any time', 'terminate … at any time … upon', 'terminate … "
-        "without … reason', 'without giving a reason', 'without having to show cause', 'without giving reasons', "
-        "'either party may terminate … upon … prior written notice', 'end this … at any moment', 'end this … at "
-        "any time', 'free to withdraw from'; but not 'material breach', 'breach', 'insolven', 'default', "
-        "'bankrupt', 'cure such'.",
+        "May a party terminate without a cause? Look for 'without cause', 'terminate … for convenience', 'for any "
+        "reason or no reason', 'for any or no reason', 'for any reason or none', 'terminate … for any reason', "
+        "'with or without cause', 'terminate this agreement at any time', 'terminate … at any time … upon', "
+        "'terminate … without … reason', 'without giving a reason', 'without having to show cause', 'without "
+        "giving reasons', 'may terminate … upon … days', 'may terminate … by giving … days', 'any other time upon "
+        "… notice', 'cancel this agreement at any time', 'end this … at any moment', 'end this … at any time', "
+        "'free to withdraw from'; but not 'material breach', 'breach', 'insolven', 'default', 'bankrupt', 'cure "
+        "such', 'convenience of reference', 'if the other'.",
     ),
     Question(
         "liability_cap",
@@ -110,17 +112,19 @@ QUESTIONS: tuple[Question, ...] = (
         "limited to', 'be liable … consequential', 'special, incidental', 'indirect … damages', 'consequential "
         "damages', 'lost profits', 'loss of profits', 'sole remedy', 'exclusive remedy', 'in no event … liable', "
         "'liable for more than', 'liable up to', 'all claims … shall not exceed', 'claims … are capped at', "
-        "'capped at', 'limit of liability of', 'liability … is limited', 'sum of all claims'.",
+        "'capped at', 'limit of liability of', 'liability … is limited', 'sum of all claims', 'damages … end at'.",
     ),
     Question(
         "uncapped_liability",
         "Unlimited liability",
         "Which liability is excepted from the limit? Look for 'except for … in no event', 'except … liable for … "
-        "consequential', 'limitation … shall not apply', 'limitations … shall not apply', 'limits do not apply', "
-        "'limits … not apply to', 'nothing in this … limits liability', 'nothing … limit … liability', 'nothing … "
-        "exclude … liability', 'except … indemnification obligations', 'no cap or exclusion covers', 'unlimited "
-        "remains', 'is without limit', 'unlimited liability', 'liability … unlimited', 'death or personal "
-        "injury', 'other than … indemnif … liable'.",
+        "consequential', 'except for breach', 'except for liability', 'except for claims', 'except in the event "
+        "of', 'except in cases of gross negligence', 'except with respect to … obligations', 'cap will not "
+        "apply', 'limitation … shall not apply', 'limitations … shall not apply', 'limits do not apply', 'limits "
+        "… not apply to', 'nothing in this … limits liability', 'nothing … limit … liability', 'nothing … exclude "
+        "… liability', 'except … indemnification obligations', 'no cap or exclusion covers', 'unlimited remains', "
+        "'is without limit', 'unlimited liability', 'liability … unlimited', 'death or personal injury', 'other "
+        "than … indemnif … liable'.",
     ),
     Question(
         "liquidated_damages",
@@ -138,7 +142,7 @@ QUESTIONS: tuple[Question, ...] = (
         "… insurance', 'maintain … insurance', 'maintains … insurance', 'insurance coverage', 'insurance polic', "
         "'per occurrence', 'additional insured', 'certificate of insurance', 'certificates of insurance', "
         "'commercial general liability', 'compensation insurance', 'a liability policy', 'sum insured', 'carries "
-        "liability cover', 'reputable insurer', 'is insured', 'at its own expense … insurance'.",
+        "liability cover', 'reputable insurer', 'shall be insured against', 'at its own expense … insurance'.",
     ),
     Question(
         "audit_rights",
@@ -164,38 +168,40 @@ QUESTIONS: tuple[Question, ...] = (
         "Change of control",
         "What follows if a party is sold, merges or changes hands? Look for 'change of control', 'change in "
         "control', 'merger or consolidation', 'merges with', 'merger … assign', 'sale of all or substantially "
-        "all', 'consolidation', 'by operation of law', 'voting power', 'acquired more than half', 'shares or "
-        "votes', 'change in the ownership', 'acquisition of the … by another', 'by merger', 'gains control', "
-        "'passes to new owners', 'majority of its shares'.",
+        "all', 'consolidation', 'terminate … change of control', 'voting power', 'all of its assets … terminate', "
+        "'acquired more than half', 'shares or votes', 'change in the ownership', 'acquisition of the … by "
+        "another', 'by merger', 'gains control', 'passes to new owners', 'majority of its shares'; but not "
+        "'\"change of control\" means'.",
     ),
     Question(
         "exclusivity",
         "Exclusivity",
         "Does a party bind itself to deal with the other alone? Look for 'sole and exclusive right', 'exclusive "
-        "right', 'exclusive distributor', 'on an exclusive basis', 'as the exclusive', 'as its exclusive', 'an "
-        "exclusive', 'the exclusive', 'exclusively from', 'solely from', 'exclusivity', 'not an exclusive', 'no "
-        "exclusivity', 'shall not … appoint … other', 'only from', 'buys … only', 'from no one else', 'turn to "
-        "others'; but not 'non-exclusive', 'nonexclusive', 'exclusive jurisdiction', 'exclusive remedy', "
-        "'exclusive property', 'exclusive owner'.",
+        "right', 'exclusive distributor', 'on an exclusive basis', 'appoints … exclusive', 'grants … exclusive', "
+        "'shall be exclusive', 'as the exclusive', 'an exclusive', 'the exclusive', 'exclusively from', 'solely "
+        "from', 'exclusivity', 'not an exclusive', 'no exclusivity', 'only from', 'buys … only', 'from no one "
+        "else', 'turn to others'; but not 'non-exclusive', 'nonexclusive', 'exclusive jurisdiction', 'exclusive "
+        "remedy', 'exclusive property', 'exclusive owner', 'exclusive agreement', 'whereas', 'desires'.",
     ),
     Question(
         "ip_ownership",
         "Ownership of results",
         "Who owns what is created, and who assigns rights in it to whom? Look for 'hereby assigns', 'assigns to', "
         "'agrees to assign', 'work made for hire', 'works made for hire', 'assign … right, title and interest', "
-        "'right, title and interest in and to', 'shall be the sole and exclusive property', 'become the property "
-        "of', 'shall be owned by', 'shall own all', 'retains ownership', 'vests in the', 'all intellectual "
-        "property in', 'all rights in the', 'rights in them belong', 'belong to the', 'work results', 'work "
-        "product', 'stay with the'.",
+        "'assigns … right, title and interest', 'transfers and assigns', 'execute … assign', 'shall vest in', "
+        "'shall be the sole and exclusive property', 'become the property of', 'shall be owned by', 'shall own "
+        "all', 'retains ownership', 'vests in the', 'all intellectual property in', 'all rights in the product', "
+        "'rights in them belong', 'belong to the', 'work results', 'work product', 'stay with the', 'no right in "
+        "the'.",
     ),
     Question(
         "price_changes",
         "Changes of price",
         "May prices be raised or lowered, and within which bounds? Look for 'increase … price', 'price increase', "
         "'prices … increase', 'increase … fees', 'adjust … prices', 'price adjustment', 'any increase', 'an "
-        "increase of up to', 'increase … percent', 'consumer price index', 'index of', 'prices are fixed', "
-        "'remain fixed', 'remains fixed', 'fixed for the', 'raise its prices', 'rates follow', 'revise the', 'new "
-        "price list', 'prices … firm'.",
+        "increase of up to', 'increase … percent', 'increase … per cent', 'consumer price index', 'index of', "
+        "'prices are fixed', 'remain fixed', 'remains fixed', 'fixed for the', 'raise its prices', 'rates "
+        "follow', 'revise the', 'new price list', 'prices … firm'.",
     ),
     Question(
         "payment_terms",
@@ -212,8 +218,8 @@ QUESTIONS: tuple[Question, ...] = (
         "What is warranted about the goods or services, and for how long? Look for 'warranty period', 'free from "
         "defects', 'defects in material', 'material and workmanship', 'warrants … for a period of', 'warrants "
         "for', 'warrants … months', 'warrants … years', 'warranty … months', 'warranty … years', 'warranty … "
-        "days', 'product warranty', 'limited warranty', 'prove faulty', 'replaced free of charge', 'corrects "
-        "every defect'; but not 'no warranties', 'disclaim', 'makes no'.",
+        "days', 'product warranty', 'limited warranty', 'prove faulty', 'stands by the goods', 'replaced free of "
+        "charge', 'corrects every defect'; but not 'no warranties', 'disclaim', 'makes no'.",
     ),
     Question(
         "minimum_commitment",
@@ -222,7 +228,9 @@ QUESTIONS: tuple[Question, ...] = (
         "'annual minimum', 'a minimum of', 'minimum quantit', 'minimum order', 'minimum commitment', 'minimum "
         "amount', 'minimum … payment', 'minimum royalt', 'the minimum', 'shall purchase … at least', 'orders at "
         "least', 'not less than … units', 'minimum guarantee', 'minimum number', 'guarantees no volume', "
-        "'guarantee … volume', 'takes at least', 'undertakes to buy'.",
+        "'guarantee … volume', 'takes at least', 'undertakes to buy', 'obliged to order any', 'obligated to "
+        "purchase'; but not 'insurance', 'coverage', 'for a minimum of', 'at minimum', 'minimum number of "
+        "shares'.",
     ),
     Question(
         "confidentiality",

@@ -89,6 +89,8 @@ class Answer:
         self.recorded: asyncio.Future[Settled] | None = None
         """Ends when the step's record is on disk; set when the step is over."""
         self._stream, self._meter = stream, meter
+        self._blocks = stream.__aiter__()
+        """One iterator from the first peek to the last block: a stream need not be able to begin again."""
 
     @property
     def ttft_us(self) -> int | None:
@@ -99,11 +101,10 @@ class Answer:
         meter = self._meter
         for block in meter.peeked:
             yield block
-        iterator = self._stream.__aiter__()
         while True:
             try:
                 async with asyncio.timeout(self.upstream.idle_s):
-                    block = await anext(iterator)
+                    block = await anext(self._blocks)
             except StopAsyncIteration:
                 break
             except TimeoutError:
@@ -218,7 +219,10 @@ class Door:
     def _input_digest(self, request: Request, step: str) -> str:
         call = request.call
         messages = call.raw_messages or [[message.role, message.content] for message in call.messages]
-        body = canonical_json([list(messages), call.schema.schema if call.schema else None, dict(call.extras)])
+        try:
+            body = canonical_json([list(messages), call.schema.schema if call.schema else None, dict(call.extras)])
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
         return commitment(self._salt(request, step), body)
 
     def _salt(self, request: Request, step: str) -> bytes:
@@ -277,8 +281,9 @@ class _Attempt:
         fields = door._fields(request, upstream, step, door._input_digest(request, step))
         meter = _Meter(fields, call)
         _check_allowance(request, call, upstream, door._currency)
-        hold = await self._reserve(request, upstream, step, call, fields)
         try:
+            # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
+            hold = await self._reserve(request, upstream, step, call, fields)
             if hold is not None:
                 call = meter.call = dataclasses.replace(call, max_tokens=hold.max_tokens)
             slots = door._lanes.slots(upstream.name, request.lane)
@@ -297,7 +302,7 @@ class _Attempt:
     async def _reserve(
         self, request: Request, upstream: Upstream, step: str, call: ModelCall, fields: dict[str, object]
     ) -> Hold | None:
-        """Batch intents are always durable before the call leaves; online calls hold only where a budget limits them."""
+        """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them."""
         is_batch = request.lane is Lane.BATCH
         if not is_batch and not self._door._treasury.is_limited(self._scopes):
             return None
@@ -324,9 +329,8 @@ class _Attempt:
             async with asyncio.timeout(upstream.first_token_s):
                 stream = await upstream.model.open(call)
                 self._answer = answer = Answer(step, upstream, stream, meter, hold)
-                iterator = stream.__aiter__()
                 while not meter.has_first_token():
-                    block = await anext(iterator)
+                    block = await anext(answer._blocks)
                     meter.peeked.append(block)
                     meter.saw(block)
         except TimeoutError:
@@ -363,7 +367,8 @@ class _Attempt:
             return
         status = _status_of(error, is_killed=self._killed is not None)
         usage = Usage(0, 0) if meter.is_unbilled(error) else None
-        self._record(request, upstream, step, meter, status=status, reason=str(error), usage=usage, also=None)
+        reason = str(self._killed or error)
+        self._record(request, upstream, step, meter, status=status, reason=reason, usage=usage, also=None)
 
     def _end(self, error: BaseException | None) -> None:
         answer = self._answer

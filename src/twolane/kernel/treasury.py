@@ -172,6 +172,11 @@ class Treasury:
             texts = [str(Money(value, self._currency)) for value in amounts]
         return BudgetExceeded(account.scope, limit=texts[0], spent=texts[1], held=texts[2], asked=texts[3])
 
+    async def all_accounts(self) -> list[Account]:
+        """Every budget that was set, in its current window."""
+        scopes = [row["scope"] for row in self._store.all("budgets")]
+        return await self._store.write(lambda tx: self.accounts(tx, scopes))
+
     async def set_budget(
         self, scope: str, *, period: str, pico: int | None, tokens: int | None, actor: str, source: str = "command"
     ) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+from pydantic import BaseModel
 
 from twolane.domain.document import Document
 from twolane.errors import DocumentRefused, UsageError
@@ -41,6 +42,10 @@ class Source:
     problem: str = ""
 
 
+Input = str | Path | Document | BaseModel
+"""What a run can be given: the path of a file or a folder, a document, or a row as a pydantic model with an `id`."""
+
+
 def read_documents(paths: Sequence[str]) -> list[Document]:
     """Documents of files and folders, for callers who need every one of them.
 
@@ -56,18 +61,18 @@ def read_documents(paths: Sequence[str]) -> list[Document]:
     return documents
 
 
-def read_sources(paths: Sequence[str]) -> list[Source]:
-    """Everything in these files and folders, each with its id: the file's name (its path inside a folder), the `id` of
-    a JSON line, or the `id` column of a CSV row.
+def read_sources(inputs: Sequence[Input]) -> list[Source]:
+    """Everything in these files and folders, and these documents and rows, each with its id: the file's name (its path
+    inside a folder), the document's own, or the `id` of a JSON line, a CSV row or a model.
 
     Raises:
-        UsageError: a path is not there or has an unknown ending, a line is not JSON, an id stands twice, or there is
-            nothing at all.
+        UsageError: a path is not there or has an unknown ending, a line is not JSON, an id is missing or stands twice,
+            or there is nothing at all.
     """
-    sources = [source for path in paths for source in _read(Path(path))]
+    sources = [source for given in inputs for source in _given(given)]
     if not sources:
         raise UsageError(
-            f"there is nothing to read in {', '.join(paths) or 'no paths at all'}",
+            f"there is nothing to read in {', '.join(map(str, inputs)) or 'no inputs at all'}",
             hint=f"Give files or a folder of {', '.join(SUFFIXES)}",
         )
     seen: set[str] = set()
@@ -76,6 +81,17 @@ def read_sources(paths: Sequence[str]) -> list[Source]:
             raise UsageError(f"the id {source.id!r} stands twice: every document needs an id of its own")
         seen.add(source.id)
     return sources
+
+
+def _given(given: Input) -> Iterator[Source]:
+    match given:
+        case Document():
+            yield _source(given)
+        case BaseModel():
+            row = given.model_dump(mode="json", by_alias=True)
+            yield _row(_id(row, f"the row {given!r:.80}"), row, "")
+        case _:
+            yield from _read(Path(given))
 
 
 def _read(path: Path) -> Iterator[Source]:

@@ -19,6 +19,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -38,10 +39,10 @@ NO_SOURCE = (
 )
 NO_ANSWER = "Nothing in the given text answers this."
 
-_DOCUMENT = re.compile(r"<document(?:\s+id=(?:\"([^\"]*)\"|'([^']*)'))?[^>]*>\n?(.*?)\n?</document>", re.DOTALL)
+_OPENING = re.compile(r"<document(?:\s{1,8}id=(?:\"([^\"]{0,400})\"|'([^']{0,400})'))?[^<>]{0,400}>\n?")
+_CLOSING = "</document>"
 _WORDS = re.compile(r"\s*\S+\s*|\s+")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
-_QUESTION = re.compile(r"[^.?!\n]*\?")
 _BARE_QUESTION_CHARS = 300
 
 
@@ -138,45 +139,68 @@ def reply_to(call: ModelCall) -> str:
 
 def read_brief(call: ModelCall) -> Brief:
     """Sources and question of a conversation; see the head of this file."""
-    users = [message.content for message in call.messages if message.role == "user"]
-    systems = [message.content for message in call.messages if message.role in {"system", "developer"}]
-    last = users[-1] if users else ""
-    texts: list[tuple[str, str]] = []
-    for content in (*systems, *users[:-1]):
-        documents = _documents(content)
-        texts += documents
-        if not documents and content not in systems and content.strip():
-            if call.schema is None and _is_bare_question(content):
-                continue
-            texts.append(("", content))
-    documents = _documents(last)
-    texts += documents
-    question = _DOCUMENT.sub("\n", last).strip()
-    if not documents and len(users) == 1 and not texts:
+    told = [(message.role, _unwrapped(message.content)) for message in call.messages]
+    users = [content for role, content in told if role == "user"]
+    systems = [content for role, content in told if role in {"system", "developer"}]
+    texts = [document for content in systems for document in content.documents]
+    for content in users[:-1]:
+        texts += content.documents
+        is_question = call.schema is None and _is_bare_question(content.rest)
+        if not content.documents and content.rest and not is_question:
+            texts.append(Source("", content.whole))
+    last = users[-1] if users else _Unwrapped("", [], "")
+    texts += last.documents
+    question = last.rest
+    if len(users) == 1 and not texts:
         if call.schema is not None:
-            texts, question = [("", last)] if last.strip() else [], ""
+            texts, question = [Source("", last.whole)] if last.rest else [], ""
         else:
-            question, rest = _parted(last)
-            texts = [("", rest)] if rest else []
+            parted = _parted(last.whole)
+            question = parted.question
+            texts = [Source("", parted.text)] if parted.text else []
     if not question and systems:
-        question = _DOCUMENT.sub("\n", systems[-1]).strip()
+        question = systems[-1].rest
     return Brief(_named(texts), question)
 
 
-def _documents(content: str) -> list[tuple[str, str]]:
-    if "<document" not in content:
-        return []
-    return [(match[1] or match[2] or "", match[3]) for match in _DOCUMENT.finditer(content) if match[3].strip()]
+class _Unwrapped(NamedTuple):
+    whole: str
+    documents: list[Source]
+    rest: str
+    """What stands outside of documents, without surrounding whitespace."""
 
 
-def _named(texts: list[tuple[str, str]]) -> tuple[Source, ...]:
+class _Parted(NamedTuple):
+    question: str
+    text: str
+
+
+def _unwrapped(content: str) -> _Unwrapped:
+    """The documents of a message and the rest. One that is never closed is no document."""
+    documents: list[Source] = []
+    rest: list[str] = []
+    at = 0
+    while opening := _OPENING.search(content, at):
+        closing = content.find(_CLOSING, opening.end())
+        if closing < 0:
+            break
+        rest.append(content[at : opening.start()])
+        text = content[opening.end() : closing].removesuffix("\n")
+        if text.strip():
+            documents.append(Source(opening[1] or opening[2] or "", text))
+        at = closing + len(_CLOSING)
+    rest.append(content[at:])
+    return _Unwrapped(content, documents, "\n".join(rest).strip())
+
+
+def _named(texts: list[Source]) -> tuple[Source, ...]:
     """Every source with an id of its own: the given one, else `text` and its number."""
     sources: dict[str, Source] = {}
-    for number, (name, text) in enumerate(texts, start=1):
-        name = name or f"text-{number}"
+    for number, source in enumerate(texts, start=1):
+        name = source.id or f"text-{number}"
         if name in sources:
             name = f"{name}#{number}"
-        sources[name] = Source(name, text)
+        sources[name] = Source(name, source.text)
     return tuple(sources.values())
 
 
@@ -184,18 +208,22 @@ def _is_bare_question(content: str) -> bool:
     return len(content) <= _BARE_QUESTION_CHARS and content.rstrip().endswith("?")
 
 
-def _parted(content: str) -> tuple[str, str]:
+def _parted(content: str) -> _Parted:
     """Question and text of a lone message: a first or last paragraph that asks, else its last (or only) question."""
     paragraphs = [part.strip() for part in _PARAGRAPH.split(content) if part.strip()]
     if len(paragraphs) > 1:
         ends = (paragraphs[-1], paragraphs[0])
         asking = [part for part in ends if "?" in part and len(part) <= 2 * _BARE_QUESTION_CHARS]
-        question = asking[0] if asking else min(paragraphs[0], paragraphs[-1], key=len)
-        at = content.find(question) if question == paragraphs[0] else content.rfind(question)
-        before, after = content[:at].strip(), content[at + len(question) :].strip()
-        return question, f"{before}\n\n{after}".strip()
-    questions = list(_QUESTION.finditer(content))
-    if not questions:
-        return content.strip(), ""
-    asked = questions[-1]
-    return asked[0].strip(), f"{content[: asked.start()]} {content[asked.end() :]}".strip()
+        question = asking[0] if asking else min(ends, key=len)
+        start = content.find(question) if question == paragraphs[0] else content.rfind(question)
+        return _Parted(question, _without(content, start, start + len(question)))
+    end = content.rfind("?") + 1
+    if not end:
+        return _Parted(content.strip(), "")
+    start = 1 + max(content.rfind(stop, 0, end - 1) for stop in ".?!\n")
+    return _Parted(content[start:end].strip(), _without(content, start, end))
+
+
+def _without(content: str, start: int, end: int) -> str:
+    """A text without what was cut out of it; blank lines keep its halves apart."""
+    return "\n\n".join(part for part in (content[:start].strip(), content[end:].strip()) if part)

@@ -163,7 +163,8 @@ def _refuse_open_door(kernel: Kernel) -> None:
     if is_loopback(host) or any(key.revoked_us is None for key in list_keys(kernel)):
         return
     raise ConfigError(
-        f"{host} can be reached from other machines, and there is no API key yet", where="serve.host",
+        f"{host} can be reached from other machines, and there is no API key yet",
+        where="serve.host",
         hint="Make one first: twolane key create --tenant T --name N",
     )
 
@@ -174,7 +175,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"{host}:{port} cannot be taken: {error.strerror or error}", where="serve",
+            f"{host}:{port} cannot be taken: {error.strerror or error}",
+            where="serve",
             hint="Choose another one with --port, or --port 0 for a free one",
         ) from None
 
@@ -185,8 +187,16 @@ class Server(uvicorn.Server):
     def __init__(self, app: Starlette, *, on_ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
-                app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
-                server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=DRAIN_S,
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=DRAIN_S,
             )
         )
         self._on_ready = on_ready

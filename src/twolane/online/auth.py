@@ -187,8 +187,15 @@ async def create_key(kernel: Kernel, tenant: str, name: str, models: Sequence[st
     def work(tx: Transaction) -> TwolaneError | None:
         if any((row["tenant"], row["name"]) == (tenant, name) for row in tx.all("keys")):
             return UsageError(f"key {tenant}/{name} was made before", hint="Choose another name: none is used twice")
-        tx.run("add_key", id=secrets.token_hex(8), tenant=tenant, name=name, digest=digest,
-               models=orjson.dumps(list(models)).decode(), created=_now_us())
+        tx.run(
+            "add_key",
+            id=secrets.token_hex(8),
+            tenant=tenant,
+            name=name,
+            digest=digest,
+            models=orjson.dumps(list(models)).decode(),
+            created=_now_us(),
+        )
         ledger.append(tx, _entry("create", tenant, name) | {"models": list(models)})
         return None
 

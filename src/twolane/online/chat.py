@@ -45,14 +45,16 @@ def _request(kernel: Kernel, grant: Grant, asked: ChatRequest, served: RouteSect
     except NotFound as error:
         raise wire.no_such_model(error) from None
     return Request(
-        origin, Lane.ONLINE, route, asked.call, deadline_s=served.deadline_ms / 1000,
+        origin,
+        Lane.ONLINE,
+        route,
+        asked.call,
+        deadline_s=served.deadline_ms / 1000,
         is_bounded_by_caller=asked.call.max_tokens > 0,
     )
 
 
-async def _stream(
-    kernel: Kernel, exchange: Exchange, request: Request, *, keeps_usage: bool, is_durable: bool
-) -> None:
+async def _stream(kernel: Kernel, exchange: Exchange, request: Request, *, keeps_usage: bool, is_durable: bool) -> None:
     """The door has peeked at the first event before it gives an answer: only then is status 200 said."""
     outflow = Outflow(keeps_usage=keeps_usage)
     async with kernel.door.step(request) as answer:

@@ -37,7 +37,7 @@ class ChatRequest:
 
 
 def read_chat(body: bytes) -> ChatRequest:
-    """Read the body of a chat completion request: the fields we act on are checked, all others pass through as `extras`.
+    """Read a chat completion request: the fields we act on are checked, all others pass through as `extras`.
 
     Raises:
         BadRequest: not JSON, or a field we act on is missing or wrong; `param` names it.
@@ -113,8 +113,10 @@ def _max_tokens(fields: dict[str, object]) -> int:
     """The client's limit, 0 for none. `max_completion_tokens` stays in the fields: an upstream is told under the name
     that the client used."""
     limits = []
-    for name, value in (("max_tokens", fields.pop("max_tokens", None)),
-                        ("max_completion_tokens", fields.get("max_completion_tokens"))):
+    for name, value in (
+        ("max_tokens", fields.pop("max_tokens", None)),
+        ("max_completion_tokens", fields.get("max_completion_tokens")),
+    ):
         if value is None:
             continue
         if type(value) is not int or value < 1:

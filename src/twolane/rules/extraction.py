@@ -21,8 +21,8 @@ import jsonschema_rs
 from twolane.rules.passages import MIN_CHARS
 from twolane.rules.ranking import Index, Question, Scores, ask, content_stems, join, read, score, stems, tighten
 
-# Chosen on 60 contracts with expert labels (`python tests/load/extraction_quality.py PATH --half tune`) where wrongly
-# present and wrongly absent came out about even; the figures of the other 60 are in docs/benchmarks.md.
+# Chosen on 60 contracts with expert labels (`python tests/load/extraction_quality.py PATH --half tune`), where presence
+# was wrongly claimed about as often as wrongly denied; the same script without `--half` measures the other 60.
 CUED_SCORE = 0.9
 """From here a passage answers a question that has cues: a rare cue of three words, or a lesser one and the words."""
 PLAIN_SCORE = 0.3

@@ -27,10 +27,8 @@ _ENUMERATOR = (
     r"(?:\((?:[a-z]{1,4}|[A-Z]{1,4}|\d{1,3})\)|\d{1,3}(?:\.\d{1,3})+\.?|\d{1,3}[.)]|[A-Za-z][.)](?=\s)|[IVXLC]{1,6}[.)]"
     r"|(?:section|article|clause|schedule|annex|appendix|§+)\s*[\dIVXLCA-Z]{1,5}(?:[.\-]\d{1,3})*[.):]?|[•▪◦*–-])"
 )
-_GAP = re.compile(
-    r"(?P<stop>[.;:?!][\"”’'»)\]]{0,3})?"
-    r"(?P<gap>\s*\n\s*\n\s*|\s*\f\s*|[ \t\xa0]{3,}\s*|\s*\n[^\S\n]*|(?<=[.;:?!\"”’'»)\]])\s+)"
-)
+# Either after a stop, or from the first character of a run of whitespace: a run is never scanned twice.
+_GAP = re.compile(r"(?P<stop>[.;:?!][\"”’'»)\]]{0,3})(?=\s)\s+|(?<!\s)(?:\s{3,}|[ \t\xa0]{0,2}[\n\r\f]\s*)")
 _STARTS_CLAUSE = re.compile(_ENUMERATOR + r"(?=\s|[A-Z(\"“])", re.IGNORECASE)
 _ONLY_ENUMERATOR = re.compile(r"\W{0,2}" + _ENUMERATOR + r"\W{0,2}", re.IGNORECASE)
 _LABEL = re.compile(r"[A-Za-z]\w{0,63}(?: \w{1,30}){0,3}:[ \t]")
@@ -58,7 +56,9 @@ _CUTS = (
     re.compile(r"(?<=,)\s+"),
     re.compile(r"\s+"),
 )
-_SMALL_WORDS = frozenset("a an and as at by for from in into no not of on or per the to under upon with without".split())
+_SMALL_WORDS = frozenset(
+    "a an and as at by for from in into no not of on or per the to under upon with without".split()
+)
 
 
 class Unit(NamedTuple):
@@ -68,7 +68,7 @@ class Unit(NamedTuple):
     """Where it begins, its number and run-in heading included."""
     end: int
     body: int
-    """Where its words begin after number and run-in heading; `text[body:end]` is what to quote. `start <= body < end`."""
+    """Where its words begin after number and run-in heading, `start <= body < end`; quote `text[body:end]`."""
     heading: str
     """The headings it stands under, outermost first, as one line; empty where there is none."""
     is_heading: bool
@@ -83,7 +83,7 @@ class _Piece(NamedTuple):
 
 
 def split(text: str) -> list[Unit]:
-    """The passages of `text` in order, without overlaps. Whitespace, page numbers and running lines lie between them."""
+    """The passages of `text` in order, without overlaps; whitespace, page numbers and running lines lie between."""
     units: list[Unit] = []
     section = ""
     was_heading = False
@@ -145,8 +145,9 @@ def _raw(text: str) -> Iterator[_Piece]:
         after = match.end()
         if after >= len(text):
             break
-        stop, gap = match["stop"] or "", match["gap"]
+        stop = match["stop"] or ""
         end = match.start() + len(stop)
+        gap = text[end:after]
         if end <= start:
             continue
         is_paragraph = gap.count("\n") >= 2 or "\f" in gap
@@ -184,7 +185,8 @@ def _breaks(text: str, start: int, end: int, stop: str, gap: str, after: int, is
 
 def _running_lines(text: str) -> frozenset[str]:
     lines = Counter(_flat(line) for line in text.split("\n") if 2 < len(line) < MAX_HEADING_CHARS)
-    return frozenset(line for line, times in lines.items() if times >= RUNNING_LINE_TIMES and line and line[-1] not in ".;:")
+    often = (line for line, times in lines.items() if line and times >= RUNNING_LINE_TIMES)
+    return frozenset(line for line in often if line[-1] not in ".;:")
 
 
 def _sized(text: str, pieces: list[_Piece]) -> Iterator[_Piece]:

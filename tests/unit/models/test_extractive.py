@@ -114,3 +114,16 @@ async def test_long_texts_are_read_off_the_event_loop() -> None:
     handles[-1].cancel()
     assert "[text-1:" in told.text
     assert beats > 3
+
+
+async def test_wrappers_without_an_end_take_no_time() -> None:
+    brief = read_brief(call(("user", "<document>" * 30_000 + "?" * 30_000 + "a b " * 30_000)))
+    assert len(brief.sources) <= 1
+
+
+async def test_documents_of_several_messages_keep_their_ids_apart() -> None:
+    first = "<document id='a'>One.</document>"
+    second = '<document id="a">\nTwo.\n</document> and <document>Three.</document>'
+    brief = read_brief(call(("user", first), ("user", second), ("user", "What?")))
+    named = [(source.id, source.text) for source in brief.sources]
+    assert named == [("a", "One."), ("a#2", "Two."), ("text-3", "Three.")]

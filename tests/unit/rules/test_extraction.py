@@ -194,7 +194,7 @@ def test_strings_are_verbatim_and_what_is_there_validates(inner: dict[str, objec
 _junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-        ["type", "properties", "items", "$ref", "anyOf", "allOf", "enum", "required", "minItems", "description", "const"]
+        "type properties items $ref anyOf allOf enum required minItems description const".split()
     ), inner, max_size=4),
     max_leaves=12,
 )
@@ -206,6 +206,14 @@ _keywords = st.sampled_from(["type", "properties", "items", "$ref", "anyOf", "al
 @given(st.dictionaries(_keywords, _junk), _texts)
 def test_nonsense_schemas_do_not_break_it(schema: dict[str, object], text: str) -> None:
     fill(schema, text)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("part", [" ", "\n", "a ", ". ", "(", "1,", "'", "a: b\n", "\n ", "governed ", "a.b ", "\f"])
+def test_no_text_takes_more_than_linear_time(part: str) -> None:
+    members = {question.id: {"type": ["string", "null"], "description": question.description} for question in QUESTIONS}
+    endless = {"type": ["string", "null"], "description": "'a … a … a … a … a … a … b', 'governed … governed … x … y'"}
+    fill({"type": "object", "properties": {**members, "endless": endless}}, part * (150_000 // len(part)))
 
 
 @pytest.mark.timeout(20)
