@@ -70,8 +70,8 @@ class Platform:
         reports: str | None = None,
         tenant: str = TENANT,
     ) -> str:
-        """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works on it.
-
+        """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works
+        on it.
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.
         """
@@ -118,7 +118,8 @@ class Platform:
         return await self.work(run, flow=flow if isinstance(flow, Workflow) else None)
 
     async def prepare_resume(self, run: str, *, quarantined: bool = False) -> None:
-        """Make a run ready to go on: its own switch is reset, and with `quarantined` its refused items are queued again."""
+        """Make a run ready to go on: its own switch is reset, and with `quarantined` its refused items are queued
+        again."""
         runs.find(self.kernel, run)
         await self.kernel.switches.reset(f"run:{run}", cause="resumed", actor="run resume")
         if quarantined:

@@ -80,7 +80,7 @@ class Agent(Generic[P, R]):
 
     def schema(self) -> ReplySchema:
         """What its reply must fit."""
-        return reply_schema(self.returns)  # type: ignore[arg-type]  # mypy: a TypeVar's class is not Hashable
+        return reply_schema(self.returns)
 
     def revised(self, prompt: Callable[P, Prompt]) -> Agent[P, R]:
         """The same agent with another prompt."""
@@ -253,9 +253,7 @@ class Item:
             origin=origin,
             lane=Lane.BATCH,
             route=self._kernel.route(agent.route, origin, lane=Lane.BATCH, agent=agent.name),
-            call=ModelCall(
-                prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, reply_schema(agent.returns)
-            ),
+            call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
 

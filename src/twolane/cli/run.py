@@ -188,7 +188,8 @@ async def _work(platform: Platform, identity: str, *, is_json: bool) -> RunSumma
 
 async def _follow(platform: Platform, identity: str, *, is_json: bool) -> None:
     if is_json or not sys.stderr.isatty():
-        while platform.summary(identity).status in ("queued", "running"):
+        # The run may be another process's: only the store tells.
+        while platform.summary(identity).status in ("queued", "running"):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         return
     from twolane.cli.progress import Progress
@@ -234,7 +235,7 @@ def forecast_lines(said: Mapping[str, object]) -> list[str]:
     assert isinstance(seconds, dict)
     share = round(float(str(said["interval"])) * 100)
     return [
-        f"forecast from {said['pilot']} of {said['items']} items (rough: a pilot's mean and spread, {share} % interval)",
+        f"forecast from {said['pilot']} of {said['items']} items (rough: mean and spread of a pilot, {share} %)",
         f"  calls    {said['calls']}",
         f"  cost     {_short(cost['mid'])} {said['currency']}  ({_short(cost['low'])} to {_short(cost['high'])})",
         f"  seconds  {seconds['mid']:.1f}  ({seconds['low']:.1f} to {seconds['high']:.1f})",

@@ -36,12 +36,14 @@ class Plan(BaseModel):
     title: Quote | None = Field(description="The title of the contract, as it stands at its very beginning")
     parties: Quote | None = Field(description=QUESTIONS[0].description)
     kind: Literal["goods", "services", "software", "framework", "consulting"] | None = Field(
-        description="What is bought? goods: 'sale of', 'sale and purchase', 'purchase agreement', 'supply contract', "
-        "'supply of', 'sale and delivery'; services: 'services agreement', 'service contract', 'services', "
-        "'maintenance', 'cleaning', 'guarding', 'catering', 'translation', 'transport'; software: 'software', 'licence', "
-        "'license', 'subscription', 'platform', 'hosting', 'hosted', 'user accounts'; framework: 'framework agreement', "
+        description="What is bought? "
+        "goods: 'sale of', 'sale and purchase', 'purchase agreement', 'supply contract', 'supply of', 'sale and "
+        "delivery'; services: 'services agreement', 'service contract', 'services', 'maintenance', 'cleaning', "
+        "'guarding', 'catering', 'translation', 'transport'; software: 'software', 'licence', 'license', "
+        "'subscription', 'platform', 'hosting', 'hosted', 'user accounts'; framework: 'framework agreement', "
         "'call-off', 'master agreement', 'master purchase', 'single orders', 'individual orders'; consulting: "
-        "'consulting', 'consultant', 'advice', 'advisory', 'study', 'engagement', 'review', 'expert', 'findings', 'opinion'"
+        "'consulting', 'consultant', 'advice', 'advisory', 'study', 'engagement', 'review', 'expert', 'findings', "
+        "'opinion'"
     )
 
 

@@ -39,7 +39,8 @@ class Switches:
                 raise SwitchTripped(scope, self._tripped[scope])
 
     def started(self, step: str, scopes: Sequence[str], close: Callable[[str, str], None]) -> None:
-        """A step runs: `close(scope, cause)` is called, once and without an await, when a switch of its scopes trips."""
+        """A step runs: `close(scope, cause)` is called, once and without an await, when a switch of its scopes
+        trips."""
         self._running[step] = (frozenset(scopes), close)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.get_running_loop().create_task(self._poll())
@@ -49,8 +50,8 @@ class Switches:
         self._running.pop(step, None)
 
     async def trip(self, scope: str, *, cause: str, actor: str) -> int:
-        """Stop a scope: the row and its entry are on disk before this returns, and what runs here is closed. Tripping it
-        again changes nothing. Gives the number of steps closed in this process."""
+        """Stop a scope: the row and its entry are on disk before this returns, and what runs here is closed.
+        Tripping it again changes nothing. Gives the number of steps closed in this process."""
 
         def write(tx: Transaction) -> None:
             if tx.run("trip", scope=scope, cause=cause, actor=actor, tripped=_now_us()):

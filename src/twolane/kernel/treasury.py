@@ -76,8 +76,9 @@ class Treasury:
     ) -> Hold:
         """Hold the upper bound of `call` on the whole chain, durably.
 
-        `may_shrink`: the caller named no `max_tokens`, so it is lowered to what the budgets can pay. `entry` is what the
-        ledger says if this process dies before settling; `intent`, where given, is appended in the same transaction.
+        `may_shrink`: the caller named no `max_tokens`, so it is lowered to what the budgets can pay. `entry` is what
+        the ledger says if this process dies before settling; `intent`, where given, is appended in the same
+        transaction.
 
         Raises:
             BudgetExceeded: a budget cannot hold it; nothing is held.

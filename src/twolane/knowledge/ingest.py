@@ -208,19 +208,29 @@ def _line(path: Path, number: int, line: bytes) -> Source:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{path}, line {number}: it is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str | int) or row["id"] == "":
+    if not isinstance(row, dict):
         raise UsageError(f"{path}, line {number}: each line is an object with an id of its own")
-    return _row(str(row["id"]), row, f"{path}:{number}")
+    return _row(_id(row, f"{path}, line {number}"), row, f"{path}:{number}")
+
+
+def _id(row: Mapping[str, object], where: str) -> str:
+    """The id of a row; a number counts as its digits."""
+    value = row.get("id")
+    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise UsageError(f"{where}: it has no id. Each needs one of its own, under the name id")
 
 
 def _row(name: str, row: Mapping[str, object], source: str) -> Source:
     text = row.get("text")
-    if not isinstance(text, str):
-        return Source(name, row=row)
+    return _source(Document(name, text, source), row) if isinstance(text, str) else Source(name, row=row)
+
+
+def _source(document: Document, row: Mapping[str, object] | None = None) -> Source:
     try:
-        return Source(name, _checked(Document(name, text, source)), row=row)
+        return Source(document.id, _checked(document), row)
     except DocumentRefused as error:
-        return Source(name, row=row, problem=str(error))
+        return Source(document.id, row=row, problem=str(error))
 
 
 def _read_table(path: Path) -> Iterator[Source]:

@@ -17,8 +17,8 @@ class ModelStream(Protocol):
     """One answer as it is generated: an async iterator of blocks of whole or partial server-sent events.
 
     Iterating raises `UpstreamError` when the upstream breaks off. `close` ends the generation upstream (the socket is
-    closed) at once, without an await, since clean-up may itself be cancelled; it may be called at any time and more than
-    once, and never raises.
+    closed) at once, without an await, since clean-up may itself be cancelled; it may be called at any time and more
+    than once, and never raises.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...

@@ -132,9 +132,7 @@ def reply_to(call: ModelCall) -> str:
     passages = extraction.answer_from(brief.question, {source.id: source.text for source in brief.sources})
     if not passages:
         return NO_ANSWER
-    return "\n\n".join(
-        f"“{passage.text}” [{passage.source_id}:{passage.start}-{passage.end}]" for passage in passages
-    )
+    return "\n\n".join(f"“{passage.text}” [{passage.source_id}:{passage.start}-{passage.end}]" for passage in passages)
 
 
 def read_brief(call: ModelCall) -> Brief:

@@ -22,8 +22,9 @@ _MAX_ERROR_BYTES = 65_536
 class OpenAI:
     """One server. The client session is opened on first use, in the event loop that uses it.
 
-    `structured` says how the server takes a JSON Schema: as `json_schema` (OpenAI, vLLM), as `json_object` (servers that
-    only know JSON as such), or not at all; where it is not taken as such, the schema is told to the model in words.
+    `structured` says how the server takes a JSON Schema: as `json_schema` (OpenAI, vLLM), as `json_object` (servers
+    that only know JSON as such), or not at all; where it is not taken as such, the schema is told to the model in
+    words.
     """
 
     def __init__(self, name: str, *, url: str, key: str | None, structured: str = "json_schema") -> None:

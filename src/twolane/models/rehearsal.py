@@ -134,14 +134,27 @@ class Rehearsal:
     """
 
     def __init__(
-        self, name: str, script: Script | None = None, *, first_token_ms: float = 0, token_ms: float = 0,
-        reply: Reply | None = None, input_tokens: int | None = None, output_tokens: int | None = None, seed: int = 0,
+        self,
+        name: str,
+        script: Script | None = None,
+        *,
+        first_token_ms: float = 0,
+        token_ms: float = 0,
+        reply: Reply | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        seed: int = 0,
         faults: str | Sequence[str] = (),
     ) -> None:
         self.name = name
         self.script = script or Script(
-            first_token_s=first_token_ms / 1000, token_s=token_ms / 1000, reply=reply, input_tokens=input_tokens,
-            output_tokens=output_tokens, seed=seed, faults=read_faults(faults, seed=seed) if faults else None,
+            first_token_s=first_token_ms / 1000,
+            token_s=token_ms / 1000,
+            reply=reply,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            seed=seed,
+            faults=read_faults(faults, seed=seed) if faults else None,
         )
         self.requests = 0
         """Calls opened, refused ones included."""
@@ -172,8 +185,11 @@ class Rehearsal:
         if fault is not None and fault.trouble is Trouble.STATUS:
             status = fault.http_status or 500
             raise UpstreamError(
-                self.name, f"answered {status} (rehearsed)", http_status=status,
-                retryable=status in {408, 409, 429} or status >= 500, retry_after_s=fault.retry_after_s,
+                self.name,
+                f"answered {status} (rehearsed)",
+                http_status=status,
+                retryable=status in {408, 409, 429} or status >= 500,
+                retry_after_s=fault.retry_after_s,
             )
         self.active += 1
         return MadeStream(lambda stream: self._blocks(call, number, fault, stream), self._ended)

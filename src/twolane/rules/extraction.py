@@ -62,9 +62,7 @@ _TENS = {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty 
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _NUMBER_WORDS = frozenset(_ONES) | frozenset(_TENS) | frozenset(_SCALES)
 _NUMBER_WORD = "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True))
-_IN_WORDS = re.compile(
-    rf"\b(?:{_NUMBER_WORD})\b(?:(?:\s+and\s+|[\s-]+)(?:{_NUMBER_WORD})\b)*", re.IGNORECASE
-)
+_IN_WORDS = re.compile(rf"\b(?:{_NUMBER_WORD})\b(?:(?:\s+and\s+|[\s-]+)(?:{_NUMBER_WORD})\b)*", re.IGNORECASE)
 _TIMES = ("second", "minute", "hour", "day", "week", "month", "quarter", "year")
 _CURRENCIES = ("$", "€", "£", "USD", "EUR", "GBP", "PLN")
 _MEASURES = {
@@ -139,7 +137,10 @@ def answer_from(question: str, sources: Mapping[str, str]) -> list[Passage]:
     best = _answers(asked, scores, MAX_ANSWERS)
     return [
         Passage(
-            index.passage(number), index.units[number].body, index.units[number].end, ids[index.owner[number]],
+            index.passage(number),
+            index.units[number].body,
+            index.units[number].end,
+            ids[index.owner[number]],
             round(scores.total[number], 4),
         )
         for number in best
@@ -204,7 +205,13 @@ class _Filler:
         return _Filled(None, 0) if "null" in types else _ABSENT
 
     def _typed(
-        self, kind: str, schema: Mapping[str, object], name: str, question: Question, index: Index, depth: int,
+        self,
+        kind: str,
+        schema: Mapping[str, object],
+        name: str,
+        question: Question,
+        index: Index,
+        depth: int,
         has_label: bool,
     ) -> _Filled | None:
         match kind:
@@ -276,8 +283,15 @@ class _Filler:
         return node
 
     def _one_of(
-        self, schema: Mapping[str, object], word: str, options: list[object], name: str, outer: Question | None,
-        index: Index, depth: int, has_label: bool,
+        self,
+        schema: Mapping[str, object],
+        word: str,
+        options: list[object],
+        name: str,
+        outer: Question | None,
+        index: Index,
+        depth: int,
+        has_label: bool,
     ) -> _Filled | None:
         shared = {key: value for key, value in schema.items() if key != word}
         best: _Filled | None = None
@@ -351,9 +365,7 @@ class _Filler:
 
     # -- leaves
 
-    def _string(
-        self, schema: Mapping[str, object], question: Question, index: Index, has_label: bool
-    ) -> str | None:
+    def _string(self, schema: Mapping[str, object], question: Question, index: Index, has_label: bool) -> str | None:
         if has_label and len(index.texts[0]) < MIN_CHARS:
             whole = index.texts[0]
             candidates = [] if not whole or whole.lower() in _NOTHING_SAID else [whole]
@@ -373,9 +385,7 @@ class _Filler:
                 return candidate
         return "" if least == 0 == most else None
 
-    def _boolean(
-        self, schema: Mapping[str, object], question: Question, index: Index, has_label: bool
-    ) -> _Filled:
+    def _boolean(self, schema: Mapping[str, object], question: Question, index: Index, has_label: bool) -> _Filled:
         said = _yes_or_no(index) if has_label else None
         is_so = said if said is not None else bool(self._best(question, index, 1, has_label))
         return _Filled(is_so, int(is_so or said is not None))

@@ -24,9 +24,9 @@ def fingerprint(
     """Canonical bytes of what a step would ask; the caller keys and hashes them.
 
     `candidates` are the route's possible models by kind and name: its definition, not its decision. Validators are not
-    in it (stored outputs are validated again), nor are addresses, keys, slots or prices. `sample` tells apart what is asked
-    several times on purpose; for answers drawn at random (temperature > 0) it holds run and item, so that they are
-    replayed inside one run and never reused by another.
+    in it (stored outputs are validated again), nor are addresses, keys, slots or prices. `sample` tells apart what
+    is asked several times on purpose; for answers drawn at random (temperature > 0) it holds run and item, so that
+    they are replayed inside one run and never reused by another.
     """
     return canonical_json(
         {

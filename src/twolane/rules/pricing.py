@@ -42,8 +42,8 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
 
 
 def upper_bound(call: ModelCall, price: Price | None) -> Bound:
-    """The most this call can use: bytes in, `max_tokens` out for each of `n` choices, no cache discount assumed; a dearer
-    cache write is. `pico` is None without a price."""
+    """The most this call can use: bytes in, `max_tokens` out for each of `n` choices, no cache discount assumed; a
+    dearer cache write is. `pico` is None without a price."""
     overhead = price.overhead_tokens if price else 8
     read = input_bound(call, overhead)
     written = call.max_tokens * choices(call.extras)
@@ -80,5 +80,6 @@ def _with_output(call: ModelCall, max_tokens: int) -> ModelCall:
 
 
 def estimate(call: ModelCall, output_bytes: int) -> Usage:
-    """Usage where the upstream did not say: four bytes a token, marked as estimated. For settling only, never to bound."""
+    """Usage where the upstream did not say: four bytes a token, marked as estimated. For settling only, never to
+    bound."""
     return Usage(input_tokens=-(-input_bound(call) // 4), output_tokens=-(-output_bytes // 4), estimated=True)
