@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,6 +118,10 @@ class UpstreamSection(Section):
         if self.kind == "openai":
             if not self.url or not self.url.startswith(("http://", "https://")):
                 raise ValueError('kind = "openai" needs url = "http(s)://…/v1"')
+            if "@" in self.url.split("/", 3)[2]:
+                raise ValueError('a url holds no user and no password: write key = "env:NAME" or "file:PATH"')
+            if "@" in self.url.partition("://")[2].partition("/")[0]:
+                raise ValueError("the url holds a user or password: give the key as key = \"env:NAME\"")
             if not self.model:
                 raise ValueError('kind = "openai" needs model = "…", the server\'s own name of it')
         elif self.url or self.key:
@@ -202,7 +207,7 @@ class Config(Section):
                 Money.parse(budget.money or "0", self.currency)
             except TwolaneError as error:
                 raise ValueError(f'budget."{scope}": {error}') from None
-            if scope.partition(":")[0] not in ("tenant", "key", "workflow", "run", "item", "default"):
+            if not _SCOPE.fullmatch(scope):
                 raise ValueError(
                     f'budget."{scope}": a scope is tenant:NAME, key:TENANT/NAME, workflow:NAME, run or item'
                 )
@@ -215,6 +220,9 @@ class Config(Section):
         path = Path(self.store.removeprefix("sqlite:")).expanduser()
         base = self.source.parent if self.source else Path.cwd()
         return path if path.is_absolute() else base / path
+
+
+_SCOPE = re.compile(r"(?:tenant|workflow|run|item):.+|key:[^/]+/.+|run|item|default")
 
 
 def near(name: str, known: Mapping[str, object] | list[str]) -> str:
@@ -233,14 +241,19 @@ def resolve_secret(reference: str) -> str:
     """
     kind, _, name = reference.partition(":")
     if kind == "env":
-        value = os.environ.get(name)
-        if value is None:
+        value = os.environ.get(name, "").strip()
+        if not value:
             raise ConfigError(f"the environment variable {name} is not set", hint=f"export {name}=… and start again")
         return value
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8").strip()
+        value = Path(name).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"the secret file {name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the secret file {name} is not text") from None
+    if not value:
+        raise ConfigError(f"the secret file {name} is empty")
+    return value
 
 
 def load(path: Path | str | None = None) -> Config:
@@ -266,6 +279,8 @@ def load(path: Path | str | None = None) -> Config:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"it is not valid TOML: {error}", where=str(file)) from None
     _override(table, os.environ)
+    if "source" in table:
+        raise ConfigError("source: there is no such key", where=str(file))
     _add_built_in(table)
     try:
         config = Config.model_validate(table)
@@ -277,10 +292,11 @@ def load(path: Path | str | None = None) -> Config:
 def _add_built_in(table: dict[str, Any]) -> None:
     for key, built_in in (("upstream", _built_in()), ("route", _built_in_routes())):
         section = table.setdefault(key, {})
-        if isinstance(section, dict):
+        upstreams = table["upstream"]
+        if isinstance(section, dict) and isinstance(upstreams, dict):
             for name, value in built_in.items():
-                taken = name in section or (key == "route" and name in table.get("upstream", {}))
-                if not taken and not (key == "route" and "extractive" not in table["upstream"]):
+                taken = name in section or (key == "route" and name in upstreams)
+                if not taken and not (key == "route" and "extractive" not in upstreams):
                     section[name] = value.model_dump(exclude_none=True)
 
 

@@ -72,6 +72,7 @@ class Platform:
     ) -> str:
         """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works
         on it.
+
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.
         """

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
@@ -27,6 +28,7 @@ from twolane.models.rehearsal import Rehearsal
 from twolane.online.app import Server, create_app, serve
 from twolane.online.ask import ask
 from twolane.online.auth import create_key, list_keys, revoke_key
+from twolane.store import Transaction
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -305,14 +307,22 @@ async def test_leaving_the_queue_for_a_slot_leaves_nothing_behind(tmp_path: Path
 async def test_leaving_while_a_hold_is_on_its_way_leaves_no_hold(tmp_path: Path) -> None:
     async with gateway(tmp_path) as gate:
         await gate.kernel.treasury.set_budget("tenant:default", period="total", pico=PICO, tokens=None, actor="t")
-        may_write = threading.Event()
-        gate.kernel.store.submit(lambda tx: may_write.wait(10))
+        queue = gate.kernel.store._queue  # type: ignore[attr-defined]  # to see the reservation wait there
+        is_writing, may_write = threading.Event(), threading.Event()
+
+        def keep_the_writer_busy(_: Transaction) -> None:
+            is_writing.set()
+            may_write.wait(10)
+
+        gate.kernel.store.submit(keep_the_writer_busy)
+        await asyncio.to_thread(is_writing.wait)
         asking = asyncio.create_task(_read_all(gate, STREAM))
-        await until(lambda: gate.kernel.store._queue)  # type: ignore[attr-defined]  # the reservation waits there
+        await until(lambda: len(queue) == 1)
         asking.cancel()
-        await asyncio.sleep(0.1)
+        await until(lambda: len(queue) == 2)  # and after it, in the same queue, the end of it
         may_write.set()
         await gate.kernel.store.write(lambda tx: None)
+        assert rows(gate.kernel, "SELECT count(*) AS windows FROM spending") == [{"windows": 1}]
         await gate.at_rest()
         assert gate.upstream.requests == 0
 
@@ -656,3 +666,76 @@ async def test_a_question_is_one_recorded_step(tmp_path: Path) -> None:
     assert upstream.calls[0].messages[1].content == '<document id="a_b">\nFive.\n</document>'
     assert upstream.calls[0].messages[-1].content == "How many?"
     await kernel.aclose()
+
+
+# ── the commands ──
+
+TOML = """
+store = "sqlite:store.db"
+[upstream.main]
+kind = "rehearsal"
+price = { input = "1", output = "2" }
+options = { token_ms = 50, reply = "one two three four five six seven eight nine ten" }
+[route.auto]
+light = "main"
+"""
+
+
+async def twolane(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "twolane", *arguments, cwd=folder, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def object_from(folder: Path, *arguments: str) -> Any:  # Any: JSON
+    process = await twolane(folder, *arguments, "--json")
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return orjson.loads(out)
+
+
+async def test_a_server_told_to_stop_finishes_its_answers(tmp_path: Path) -> None:
+    (tmp_path / "twolane.toml").write_text(TOML)
+    key = await object_from(tmp_path, "key", "create", "--tenant", "legal", "--name", "ci", "--models", "auto")
+    assert set(key) == {"key", "tenant", "name"}
+    server = await twolane(tmp_path, "serve", "--port", "0")
+    assert server.stdout is not None
+    url = (await server.stdout.readline()).decode().split()[-1]
+    headers = {"authorization": f"Bearer {key['key']}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(f"{url}/chat/completions", data=orjson.dumps(STREAM)) as response,
+    ):
+        received = await response.content.readany()
+        server.terminate()
+        received += await response.read()
+    assert text_of(events(received)).endswith("nine ten")
+    out, err = await server.communicate()
+    assert (server.returncode, out, err) == (0, b"", b"")
+    with closing(sqlite3.connect(tmp_path / "store.db")) as store:
+        assert store.execute("SELECT tenant, status FROM trace_steps").fetchall() == [("legal", "ok")]
+    listed = await object_from(tmp_path, "key", "list")
+    assert [(row["name"], row["models"], row["revoked"]) for row in listed["keys"]] == [("ci", ["auto"], None)]
+    assert (await object_from(tmp_path, "key", "revoke", "--tenant", "legal", "--name", "ci"))["revoked"] is True
+
+
+async def test_ask_answers_on_one_stream_and_says_what_it_took_on_the_other(tmp_path: Path) -> None:
+    (tmp_path / "twolane.toml").write_text(TOML)
+    (tmp_path / "lease.txt").write_text("The rent is 400 a month.")
+    process = await twolane(tmp_path, "ask", "What is the rent?", "--file", "lease.txt")
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert out == b"one two three four five six seven eight nine ten\n"
+    assert b"first token" in err
+    assert b"step" in err
+    asked = await object_from(tmp_path, "ask", "What is the rent?")
+    assert asked["answer"].endswith("nine ten")
+    assert (asked["model"], asked["upstream"], asked["currency"]) == ("auto", "main", "USD")
+    assert asked["tokens"]["output"] == 10
+    assert asked["cost"].startswith("0.0000")
+    assert asked["ttft_ms"] >= 0
+    process = await twolane(tmp_path, "ask", "x", "--model", "auot")
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"did you mean 'auto'" in err

@@ -74,8 +74,12 @@ class Tally:
     def row(self, name: str) -> str:
         right = self.contracts - (self.given - self.given_present) - (self.present - self.given_present)
         parts = [
-            share(self.top1, self.present), share(self.top3, self.present), share(self.given_present, self.given),
-            share(self.given_present, self.present), share(right, self.contracts), share(self.right, self.given),
+            share(self.top1, self.present),
+            share(self.top3, self.present),
+            share(self.given_present, self.given),
+            share(self.given_present, self.present),
+            share(right, self.contracts),
+            share(self.right, self.given),
         ]
         return f"{name:28} {self.present:6} " + " ".join(f"{part:>9}" for part in parts)
 
@@ -167,8 +171,10 @@ def main() -> None:
             whole = tallies.setdefault(question, Tally())
             whole.add(tally)
             whole.misses += tally.misses
-    print(f"{'question':28} {'labels':>6}  " + "  ".join(f"{name:>8}" for name in (
-        "top1", "top3", "precision", "recall", "accuracy", "right")))
+    print(
+        f"{'question':28} {'labels':>6}  "
+        + "  ".join(f"{name:>8}" for name in ("top1", "top3", "precision", "recall", "accuracy", "right"))
+    )
     total = Tally()
     for question in questions:
         if question in tallies:
@@ -176,8 +182,10 @@ def main() -> None:
             print(tallies[question].row(question))
     print(total.row("all"))
     chars = sum(len(contract.text) for contract in contracts)
-    print(f"{len(contracts)} contracts, {chars:,} characters, {len(contracts) / spent:.1f} contracts/s, "
-          f"{spent / chars * 33e6:.1f} ms per 33,000 characters and {len(questions)} questions")
+    print(
+        f"{len(contracts)} contracts, {chars:,} characters, {len(contracts) / spent:.1f} contracts/s, "
+        f"{spent / chars * 33e6:.1f} ms per 33,000 characters and {len(questions)} questions"
+    )
     for miss in tallies.get(given.misses, Tally()).misses:
         print(miss)
 

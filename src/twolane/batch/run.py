@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import importlib
 import io
+import logging
 import os
 import random
 import secrets
@@ -34,10 +36,16 @@ from twolane.knowledge.ingest import Source
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
 
+log = logging.getLogger("twolane.batch")
+
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
 TABLE = "table.csv"
+FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+"""What spreadsheets begin a formula with, as OWASP lists it."""
+MAX_NAME = 200
+"""Most characters of a report's name: file systems take 255 bytes, and the draft's name is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ def load_flow(name: str, folder: Path) -> Workflow:
 
 def input_of(flow: Workflow, source: Source) -> tuple[bytes | None, Problem | None]:
     """What an item of this flow keeps of its source, as JSON; or the problem that sends it to quarantine."""
-    if source.problem:
+    if source.problem and (flow.takes is Document or source.row is None):
         return None, Problem("", source.problem)
     if flow.takes is Document:
         document = source.document
@@ -313,7 +321,7 @@ def write_report(kernel: Kernel, run_row: Row, item: Row, result: Any) -> None: 
     """`<percent-encoded item id>.json`, and `.md` where the result offers one; each whole or not at all."""
     folder = Path(options_of(run_row)["reports"])
     folder.mkdir(parents=True, exist_ok=True)
-    name = quote(item["name"], safe="")
+    name = report_name(item["name"])
     fields = {
         "run": run_row["id"],
         "item": item["name"],
@@ -325,19 +333,36 @@ def write_report(kernel: Kernel, run_row: Row, item: Row, result: Any) -> None: 
     write_whole(folder / f"{name}.json", orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n")
 
 
+def report_name(item: str) -> str:
+    """An item's id as the name of its files: percent-encoded; a long one ends in a digest instead."""
+    name = quote(item, safe="")
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 20].rpartition('%')[0]}~{hashlib.sha256(item.encode()).hexdigest()[:16]}"
+
+
 def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
-    """The run's table, and any report that a crash kept from being written; from the stored outputs alone."""
+    """The run's table, and any report that a crash kept from being written; from the stored outputs alone.
+
+    A result that its own code cannot show any more (its model was changed while the run was under way) is logged and
+    left out: what was paid for stays, and the run ends.
+    """
     row = find(kernel, run)
     folder = Path(options_of(row)["reports"])
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Mapping[str, object]] = []
     for position in kernel.store.all("positions", run=run, status="done"):
         item = kernel.store.all("items", run=run, first=position["position"], last=position["position"])[0]
-        result = flow.returns.model_validate_json(read_body(kernel, item["output"]))
-        if not (folder / f"{quote(item['name'], safe='')}.json").exists():
-            write_report(kernel, row, item, result)
-        if hasattr(result, "rows"):
-            rows.extend({"item": item["name"], **each} for each in result.rows())
+        try:
+            result = flow.returns.model_validate_json(read_body(kernel, item["output"]), by_alias=True, by_name=True)
+            if not (folder / f"{report_name(item['name'])}.json").exists():
+                write_report(kernel, row, item, result)
+            if hasattr(result, "rows"):
+                rows.extend({"item": item["name"], **each} for each in result.rows())
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the workflow's own model and methods run here; see above
+            log.warning("run %s: item %s is not in %s: %s", run, item["name"], TABLE, error)
     if rows:
         rows.sort(key=lambda each: str(each["item"]))
         write_whole(folder / TABLE, _csv(rows))
@@ -366,15 +391,19 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
-    """Rows as CSV; a cell that a spreadsheet would take for a formula is kept from becoming one."""
+    """Rows as CSV, with every column that any of them has."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {
-                key: f"'{value}" if str(value).startswith(("=", "+", "-", "@", "\t")) else value
-                for key, value in row.items()
-            }
-        )
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    """A text that a spreadsheet would take for a formula is kept from becoming one; numbers are none. A lone carriage
+    return, which the writer does not quote, would end the row."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{value}" if value.startswith(FORMULA) else value

@@ -206,8 +206,10 @@ class Worker:
             try:
                 async with asyncio.timeout(30):
                     await self._flow_of(row, is_plan=True)[1]
-            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-                raise
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+                if _is_ours(error):
+                    raise
+                fresh.append(position)
             except BaseException:  # noqa: BLE001 - NeedsCall, alone or in a group; any other will be met again, and told, in the run
                 fresh.append(position)
             await asyncio.sleep(0)
@@ -249,7 +251,7 @@ class Worker:
         paid for, or its switch closes it."""
         results = await asyncio.gather(*(self._one(position) for position in positions), return_exceptions=True)
         for error in results:
-            if isinstance(error, Exception):
+            if error is not None and not isinstance(error, asyncio.CancelledError):
                 self._halt(Stop(FAILED, f"{type(error).__name__}: {error}"))
 
     async def _one(self, position: int) -> None:
@@ -261,10 +263,14 @@ class Worker:
             try:
                 item, result = self._flow_of(row)
                 await self._finish(row, await result)
-            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-                raise
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+                if _is_ours(error):
+                    raise
+                await self._quarantine(row, item, RuntimeError("the workflow cancelled itself"))
             except BaseException as error:  # noqa: BLE001 - also Killed, and groups of these from a workflow's own tasks
                 await self._conclude(row, item, _first(error))
+            if item is not None:
+                await item.come_to_rest()
             self._seconds[position] = time.monotonic() - began
 
     async def _conclude(self, row: Row, item: Item | None, error: BaseException) -> None:
@@ -306,7 +312,7 @@ class Worker:
         if not isinstance(value, self.flow.returns):
             raise TypeError(f"the workflow returned {type(value).__name__}, not {self.flow.returns.__name__}")
         subject = self._subject(row)
-        sealed = seal(subject, orjson.dumps(value.model_dump(mode="json")))
+        sealed = seal(subject, value.model_dump_json(by_alias=True, round_trip=True).encode())
 
         def work(tx: Transaction) -> None:
             body = tx.run("add_body", subject=subject.id, sealed=sealed)
@@ -321,7 +327,8 @@ class Worker:
             error.problems if isinstance(error, HandoffRefused) else [Problem("", _sentence(error))]
         )
         subject = self._subject(row)
-        reply = seal(subject, item.refused_reply.encode()) if item and item.refused_reply else None
+        refused = item.refused_replies.get(agent) if item else None
+        reply = None if refused is None else seal(subject, refused.encode())
         kept = orjson.dumps([[problem.pointer, problem.text] for problem in problems]).decode()
         tenant = runs.find(self.kernel, self.run_id)["tenant"]
 
@@ -354,12 +361,16 @@ def _first(error: BaseException) -> BaseException:
     return next((leaf for leaf in leaves if isinstance(leaf, Killed | Refused)), leaves[0])
 
 
+def _is_ours(error: BaseException) -> bool:
+    """Whether this ends our own task; a workflow may also raise a CancelledError that nobody sent."""
+    task = asyncio.current_task()
+    return not isinstance(error, asyncio.CancelledError) or (task is not None and task.cancelling() > 0)
+
+
 def _sentence(error: Exception) -> str:
-    return (
-        str(error)
-        if isinstance(error, Refused | DocumentRefused | UpstreamError)
-        else f"{type(error).__name__}: {error}"
-    )
+    known = isinstance(error, Refused | DocumentRefused | UpstreamError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    return text.encode("utf-8", "backslashreplace").decode()  # an exception's words may be anything
 
 
 def queue_path(store: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,10 +57,17 @@ class Prompt:
         return (Message("system", self.system), *middle, Message("user", self.user))
 
 
+_MARK = re.compile(r"<(?=\s*/?\s*document)", re.IGNORECASE)
+_IN_NAME = str.maketrans('"<>', "'‹›")
+
+
 def as_data(document: Document) -> str:
-    """A document as a message holds it: marked as data, and unable to end its own mark."""
-    text = document.text.replace("</document", "<\u200b/document")
-    name = document.id.replace('"', "'")
+    """A document as a message holds it: marked as data, and unable to end its own mark or to open another.
+
+    A mark inside the text gets a zero-width space after its `<`, which the look-up of quotes ignores.
+    """
+    name = "".join(mark if mark.isprintable() else " " for mark in document.id).translate(_IN_NAME)
+    text = _MARK.sub("<\u200b", document.text)
     return f'<document id="{name}">\n{text}\n</document>'
 
 
@@ -130,14 +138,27 @@ def workflow(*, version: str, name: str | None = None) -> Callable[[Callable[...
     """Make an async function (`async def audit(contract: Document, do: Item) -> Report`) a workflow.
 
     Raises:
-        ConfigError: its annotations do not say what it takes and returns.
+        ConfigError: it is not an async function of two arguments, or its annotations do not say what it takes and
+            returns.
     """
 
     def make(function: Callable[..., Awaitable[BaseModel]]) -> Workflow:
         own_name = (name or function.__name__).replace("_", "-")
-        hints = typing.get_type_hints(function)
-        first = next(iter(inspect.signature(function).parameters), None)
-        takes, returns = hints.get(first or ""), hints.get("return")
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigError(f"workflow {own_name}: it must be an async function")
+        signature = inspect.signature(function)
+        try:
+            signature.bind("its input", "do")
+        except TypeError:
+            raise ConfigError(f"workflow {own_name}: it must take two arguments, its input and `do: Item`") from None
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError) as error:
+            raise ConfigError(
+                f"workflow {own_name}: its annotations cannot be read: {error}",
+                hint="Types that annotations name must stand at the top level of their module",
+            ) from None
+        takes, returns = hints.get(next(iter(signature.parameters))), hints.get("return")
         if not (isinstance(takes, type) and (takes is Document or issubclass(takes, BaseModel))):
             raise ConfigError(f"workflow {own_name}: its first parameter must be a Document or a pydantic model")
         if not (isinstance(returns, type) and issubclass(returns, BaseModel)):
@@ -165,6 +186,14 @@ class _Memo:
     figures: dict[str, int | None]
 
 
+@dataclass
+class _Flight:
+    """A step that is being performed, and how many wait for it."""
+
+    task: asyncio.Future[Any]  # Any: each agent's own schema
+    waiting: int = 0
+
+
 class Item:
     """One item of a run on its way: what a workflow calls `do`.
 
@@ -189,11 +218,11 @@ class Item:
         self.name = origin.item
         self.options = options
         """What the run was started with (`--with key=value`)."""
-        self.refused_reply = ""
-        """The latest reply that was refused, for the quarantine."""
+        self.refused_replies: dict[str, str] = {}
+        """The latest refused reply of each agent, for the quarantine."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
         self._is_plan = is_plan
-        self._flights: dict[str, asyncio.Future[Any]] = {}  # Any: each agent's own schema
+        self._flights: dict[str, _Flight] = {}
 
     async def __call__(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Perform an agent; identical calls in flight are made once."""
@@ -201,14 +230,19 @@ class Item:
         key = self._fingerprint(agent, prompt)
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = asyncio.ensure_future(self._perform(agent, prompt, key))
-            try:
-                value: R = await flight
-                return value
-            finally:
-                self._flights.pop(key, None)
-        shared: R = await asyncio.shield(flight)
-        return shared
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, key)))
+        flight.waiting += 1
+        try:
+            value: R = await asyncio.shield(flight.task)
+            return value
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+                if not flight.task.done():  # everybody who asked has gone away
+                    flight.task.cancel()
+                    await asyncio.wait([flight.task])
 
     def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt) -> str:
         drawn = f"{self._origin.run}/{self._origin.item}/" if prompt.temperature > 0 else ""
@@ -227,6 +261,13 @@ class Item:
             raise HandoffRefused(agent.name, [Problem("", f"its prompt cannot be written as JSON: {error}")]) from None
         return self._kernel.vault.keyed(asked)
 
+    async def come_to_rest(self) -> None:
+        """Wait for calls that the workflow began and then left alone, as `asyncio.gather` does when one of its own
+        fails: they are paid for, so they are kept, and none outlives its item."""
+        while flights := [flight.task for flight in self._flights.values() if not flight.task.done()]:
+            await asyncio.wait(flights)
+            await asyncio.sleep(0)
+
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, key: str) -> R:
         memo = self._memo(agent, key)
         request = self._request(agent, prompt)
@@ -241,7 +282,8 @@ class Item:
         for round_number in range(agent.repairs + 1):
             if round_number:
                 request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
-            value, problems, settled = await self._ask(agent, _within(request, agent, spent), key)
+            within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
+            value, problems, settled = await self._ask(agent, within, key)
             spent += settled.pico or 0
             if value is not None:
                 return value
@@ -264,20 +306,22 @@ class Item:
         breaks off halfway has reached nobody here: it is asked for again, as often as the upstream's `retries` say."""
         retries = self._kernel.upstreams[request.route.upstreams[0]].retries
         while True:
+            has_begun = False  # until then the door makes the further attempts
             try:
                 async with self._kernel.door.step(request) as answer:
+                    has_begun = True
                     completion = await answer.whole()
                     judged = judge(completion.text, agent.returns, self._sources())
                     problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
                     problems = problems or judged.problems
                     if judged.value is None:
-                        answer.status, answer.reason = Status.REFUSED, str(problems[0])
-                        self.refused_reply = completion.text
+                        answer.status, answer.reason = Status.REFUSED, _where(problems)
+                        self.refused_replies[agent.name] = completion.text
                     else:
-                        answer.also = self._keep(judged.value, key)
+                        answer.also = self._keep(judged.body, key)
                 return judged.value, problems, await answer.durable()
             except UpstreamError as error:
-                if retries == 0 or not error.retryable or error.is_gone:
+                if retries == 0 or not has_begun or not error.retryable:
                     raise
                 retries -= 1
                 request = replace(request, attempt=request.attempt + 1)
@@ -285,9 +329,9 @@ class Item:
     def _sources(self) -> Sequence[Document]:
         return (self._source,) if self._source is not None else ()
 
-    def _keep(self, value: BaseModel, key: str) -> Callable[[Transaction, Settled], None]:
-        """What the step commits beside its record: the body and the memo."""
-        body = orjson.dumps(value.model_dump(mode="json"))
+    def _keep(self, body: bytes, key: str) -> Callable[[Transaction, Settled], None]:
+        """What the step commits beside its record: the accepted reply and the memo. The reply and not the value made
+        from it, so that reading it again goes the same way: aliases, converters and all."""
         sealed = seal(self._subject, body)
 
         def also(tx: Transaction, settled: Settled) -> None:
@@ -324,10 +368,16 @@ class Item:
         recorded.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
-def _within(request: Request, agent: Agent[..., Any], spent_pico: int) -> Request:
+def _within(request: Request, agent: Agent[..., Any], *, spent_pico: int, currency: str) -> Request:
     if agent.allowance is None:
         return request
-    return replace(request, allowance_pico=max(0, Money.parse(agent.allowance).pico - spent_pico))
+    return replace(request, allowance_pico=max(0, Money.parse(agent.allowance, currency).pico - spent_pico))
+
+
+def _where(problems: Sequence[Problem]) -> str:
+    """What a leaf may know of problems: where they are. Their words may quote the document."""
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"handoff refused at {problems[0].pointer or '/'}{more}"
 
 
 def _repaired(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:

@@ -37,7 +37,7 @@ class EventReader:
             raise EventError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         for event in events:
             lines = [line[5:].lstrip(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-            if lines:
+            if any(lines):  # an empty one keeps a connection awake and says nothing
                 yield b"\n".join(lines)
 
 
@@ -81,14 +81,14 @@ def usage_of(chunk: Mapping[str, object]) -> Usage | None:
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 2**40 else None
+    # No call has two thousand million tokens, and at any price kept their cost still fits into 64 bits.
+    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 @dataclass
 class Completion:
     """A completion as it grows, first choice only for `text`; all choices in `choices`."""
 
-    text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
     id: str = ""
@@ -110,9 +110,15 @@ class Completion:
             chunk = parse_event(payload)
             if chunk is None:
                 self.is_done = True
-                self.text = "".join(self._parts)
                 continue
             self._read(chunk)
+
+    @property
+    def text(self) -> str:
+        """What the first choice has said so far."""
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
 
     def _read(self, chunk: dict[str, object]) -> None:
         self.id = self.id or str(chunk.get("id") or "")
@@ -134,11 +140,14 @@ class Completion:
         delta = choice.get("delta")
         for name, part in (delta if isinstance(delta, dict) else {}).items():
             if name == "tool_calls" and isinstance(part, list):
-                _merge_tool_calls(message.setdefault("tool_calls", []), part)
+                calls = message.get("tool_calls")
+                calls = message["tool_calls"] = calls if isinstance(calls, list) else []
+                _merge_tool_calls(calls, part)
             elif name == "role":
                 message["role"] = part
             elif isinstance(part, str):
-                message[name] = (message.get(name) or "") + part
+                before = message.get(name)
+                message[name] = before + part if isinstance(before, str) else part
                 if name == "content" and index == 0:
                     self._parts.append(part)
             elif part is not None:

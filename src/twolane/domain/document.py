@@ -49,7 +49,8 @@ class Quote(BaseModel):
 def locate(passage: str, text: str) -> tuple[int, int] | None:
     """Where `passage` stands in `text`, as (start, end); None where it does not.
 
-    Word for word, but white space may differ (models rejoin broken lines), as may the kind of quotation mark or dash.
+    Word for word, but white space may differ (models rejoin broken lines), as may the kind of quotation mark or dash;
+    characters of no width count for nothing (models leave them out).
     The first occurrence counts.
     """
     if not passage.strip():
@@ -68,9 +69,15 @@ def locate(passage: str, text: str) -> tuple[int, int] | None:
 _ALIKE = {ord(mark): plain for marks, plain in (("“”„‟", '"'), ("‘’‚‛", "'"), ("–—−‐‑", "-")) for mark in marks}
 
 
+_NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+"""Zero-width spaces and joiners, the byte order mark, the soft hyphen."""
+
+
 def _squeezed(text: str) -> tuple[str, list[int]]:
     """The text without white space and with one kind of quotation mark and dash, and where each character stood."""
     kept = [
-        (character, position) for position, character in enumerate(text.translate(_ALIKE)) if not character.isspace()
+        (character, position)
+        for position, character in enumerate(text.translate(_ALIKE))
+        if not character.isspace() and character not in _NO_WIDTH
     ]
     return "".join(character for character, _ in kept), [position for _, position in kept]

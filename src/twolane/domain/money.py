@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 
 from twolane.errors import UsageError
 
@@ -16,7 +15,10 @@ PICO = 10**12
 MAX_PICO = 2**63 - 1
 
 _SIGNS = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
-_AMOUNT = re.compile(r"\s*(?P<sign>[$€£¥])?\s*(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)\s*(?P<code>[A-Za-z]{3})?\s*")
+_AMOUNT = re.compile(
+    r"\s*(?P<sign>[$€£¥])?\s*(?:(?P<whole>[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.(?P<part>[0-9]+))?|\.(?P<only>[0-9]+))"
+    r"\s*(?P<code>[A-Za-z]{3})?\s*"
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +34,7 @@ class Money:
 
     @classmethod
     def parse(cls, text: str, currency: str = "USD") -> Money:
-        """Read "$5", "0.02", "5 EUR" or "1,200.50".
+        """Read "$5", "0.02", "5 EUR" or "1,200.50". Commas part thousands and nothing else: "0,05" is refused, not 5.
 
         Raises:
             UsageError: not a number, negative, finer than 10⁻¹², too large, or of another currency than `currency`.
@@ -40,16 +42,16 @@ class Money:
         match = _AMOUNT.fullmatch(text)
         if match is None:
             raise UsageError(f"{text!r} is not an amount of money", hint=f"Write it like '$5' or '0.02 {currency}'")
-        named = (match["code"] or "").upper() or _SIGNS.get(match["sign"] or "") or currency
-        if named != currency:
-            raise UsageError(f"{text!r} is in {named}, but this store keeps {currency}")
-        try:
-            pico = Decimal(match["digits"].replace(",", "")) * PICO
-        except InvalidOperation:
-            raise UsageError(f"{text!r} is not an amount of money") from None
-        if pico != int(pico):
+        for named in ((match["code"] or currency).upper(), _SIGNS.get(match["sign"] or "", currency)):
+            if named != currency:
+                raise UsageError(f"{text!r} is in {named}, but this store keeps {currency}")
+        whole = (match["whole"] or "").replace(",", "").lstrip("0")
+        part = (match["part"] or match["only"] or "").rstrip("0")
+        if len(part) > 12:
             raise UsageError(f"{text!r} is finer than a millionth of a millionth")
-        return cls(int(pico), currency)
+        if len(whole) > 18:
+            raise UsageError(f"{text[:40]!r} is more than the 9.2 million {currency} kept")
+        return cls(int(whole + part.ljust(12, "0")), currency)
 
     def __str__(self) -> str:
         """The exact decimal with its currency, for people: "$0.0105" or "3.20 EUR"."""

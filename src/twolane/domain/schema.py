@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Never, TypeVar
 
 import jsonschema_rs
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from twolane.domain.document import Document, Quote, locate
@@ -23,14 +25,18 @@ R = TypeVar("R", bound=BaseModel)
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 MAX_PROBLEMS = 20
+MAX_PROBLEM_CHARS = 400
+"""A problem quotes what is wrong; a whole reply in its place would be sent back with the repair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged(Generic[R]):
-    """A reply that was accepted (`value`), or why it was not (`problems`)."""
+    """A reply that was accepted (`value`, and in `body` the reply itself as compact JSON), or why it was not
+    (`problems`)."""
 
     value: R | None
     problems: tuple[Problem, ...] = ()
+    body: bytes = b""
 
 
 @functools.cache
@@ -49,14 +55,18 @@ def judge(text: str, model: type[R], sources: Sequence[Document]) -> Judged[R]:
     try:
         instance = _strict_json(text)
     except ValueError as error:
-        return Judged(None, (Problem("", f"it is not JSON: {error}"),))
-    problems = [
-        Problem(_pointer(error.instance_path), error.message)
-        for error, _ in zip(_validator(model).iter_errors(instance), range(MAX_PROBLEMS), strict=False)
-    ]
+        return Judged(None, (Problem("", _short(f"it is not JSON: {error}")),))
+    try:
+        problems = [
+            Problem(_pointer(error.instance_path), _short(error.message))
+            for error, _ in zip(_validator(model).iter_errors(instance), range(MAX_PROBLEMS), strict=False)
+        ]
+    except ValueError:  # the library follows a few hundred levels
+        problems = [Problem("", "it is not JSON that can be checked: it is nested too deeply")]
     if problems:
         return Judged(None, tuple(problems))
-    return revive(instance, model, sources)
+    judged = revive(instance, model, sources)
+    return judged if judged.value is None else Judged(judged.value, body=orjson.dumps(instance))
 
 
 def revive(instance: object, model: type[R], sources: Sequence[Document]) -> Judged[R]:
@@ -64,7 +74,7 @@ def revive(instance: object, model: type[R], sources: Sequence[Document]) -> Jud
     try:
         value = model.model_validate(instance)
     except ValidationError as error:
-        found = [Problem(_pointer(item["loc"]), item["msg"]) for item in error.errors()[:MAX_PROBLEMS]]
+        found = [Problem(_pointer(item["loc"]), _short(item["msg"])) for item in error.errors()[:MAX_PROBLEMS]]
         return Judged(None, tuple(found))
     problems = [
         Problem(pointer, "the quoted passage is not in the document: quote it word for word")
@@ -116,10 +126,31 @@ def _strict_json(text: str) -> object:
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is not a JSON number")
 
+    def real(digits: str) -> float:
+        number = float(digits)
+        return number if math.isfinite(number) else _too_large(digits)
+
+    def whole(digits: str) -> int:
+        number = int(digits) if len(digits) <= 20 else 2**64
+        return number if -(2**63) <= number < 2**63 else _too_large(digits)
+
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+        found: object = json.loads(
+            text, object_pairs_hook=once, parse_constant=refuse, parse_float=real, parse_int=whole
+        )
+        orjson.loads(text)  # what could not be stored as UTF-8 (half of a surrogate pair) is refused here
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return found
+
+
+def _too_large(digits: str) -> Never:
+    raise ValueError(f"the number {digits[:24]}… is larger than 64 bits hold")
+
+
+def _short(text: str) -> str:
+    half = MAX_PROBLEM_CHARS // 2
+    return text if len(text) <= MAX_PROBLEM_CHARS else f"{text[:half]} … {text[-half:]}"
 
 
 def _strict(schema: Any) -> Any:  # Any: JSON

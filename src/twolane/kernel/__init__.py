@@ -54,8 +54,12 @@ class Kernel:
         }
         is_new = not path.exists()
         store = SQLiteStore(path)
-        vault = Vault.open(path, is_new=is_new or store.one("get_meta", name="currency") is None)
-        presence = Presence(path)
+        try:
+            vault = Vault.open(path, is_new=is_new or store.one("get_meta", name="currency") is None)
+            presence = Presence(path)
+        except BaseException:
+            store.close()
+            raise
         switches = Switches(store)
         treasury = Treasury(
             store,
@@ -77,9 +81,13 @@ class Kernel:
             pseudonym=vault.pseudonym,
         )
         kernel = cls(config, store, path, vault, presence, treasury, switches, door, upstreams)
-        await kernel._agree_on_currency()
-        await kernel._take_budgets_from_file()
-        await treasury.recover(presence.is_alive)
+        try:
+            await kernel._agree_on_currency()
+            await kernel._take_budgets_from_file()
+            await treasury.recover(presence.is_alive)
+        except BaseException:
+            await kernel.aclose()
+            raise
         return kernel
 
     async def aclose(self) -> None:

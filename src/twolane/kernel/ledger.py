@@ -98,12 +98,20 @@ def verify(store: Store) -> Verdict:
     began = time.perf_counter()
     state = _Check()
     position: int | None = 0
+    count = PAGE
     try:
         with store.snapshot():
             while position is not None and state.first_bad is None:
-                position = state.read(store.all("entries", first=position, count=PAGE), position)
+                try:
+                    rows = store.all("entries", first=position, count=count)
+                except sqlite3.DatabaseError:
+                    if count == 1:
+                        raise
+                    count = 1  # a page of the file is damaged: go on one by one, so that the entry can be named
+                    continue
+                position = state.read(rows, position, count)
             problem = state.problem or _compare(store, state)
-    except (sqlite3.DatabaseError, orjson.JSONDecodeError) as error:
+    except sqlite3.DatabaseError as error:
         problem = f"the store cannot be read from position {state.tree.size}: {error}"
         state.first_bad = state.tree.size
     return Verdict(
@@ -126,26 +134,30 @@ class _Check:
         self.first_bad: int | None = None
         self.problem = ""
 
-    def read(self, rows: Sequence[Row], first: int) -> int | None:
+    def read(self, rows: Sequence[Row], first: int, count: int) -> int | None:
         """Check a page; the next position to read, None at the end."""
         for row in rows:
             problem = self._entry(row["position"], row["leaf"], row["hash"])
             if problem:
                 self.first_bad, self.problem = self.tree.size, f"entry {self.tree.size}: {problem}"
                 return None
-        return first + len(rows) if len(rows) == PAGE else None
+        return first + len(rows) if len(rows) == count else None
 
     def _entry(self, position: object, leaf: object, kept: object) -> str:
         if position != self.tree.size:
             return f"it is missing; the next one kept is {position}"
-        if not isinstance(leaf, str):
-            return "its leaf is not text"
-        digest = leaf_hash(leaf.encode())
+        if not isinstance(leaf, bytes):
+            return "its leaf is not there"
+        digest = leaf_hash(leaf)
         if digest != kept:
             return "its leaf was changed: it does not hash to what was kept when it was appended"
-        fields = orjson.loads(leaf)
+        try:
+            fields = orjson.loads(leaf)
+            cost = int(fields.get("cost_pico", 0))
+        except (ValueError, TypeError, AttributeError):
+            return "its leaf is not one of ours: leaf and hash were changed together"
         run = fields.get("run")
-        if run is not None:
+        if isinstance(run, str):
             link = self.chains.setdefault(run, _Link(0, ""))
             if (fields.get("seq"), fields.get("prev")) != (link.seq, link.prev):
                 return f"the chain of run {run} is broken here"
@@ -153,7 +165,7 @@ class _Check:
             if fields.get("kind") == "step":
                 total = self.totals.setdefault(run, [0, 0])
                 total[0] += fields.get("status") != "reused"
-                total[1] += int(fields.get("cost_pico", 0))
+                total[1] += cost
         self.tree.push(digest)
         return ""
 
@@ -170,7 +182,8 @@ def _compare(store: Store, state: _Check) -> str:
     if chains != {run: (link.seq, link.prev) for run, link in state.chains.items()}:
         return "the runs' chain heads are not those of the entries"
     totals = {row["run"]: [row["calls"], row["cost_pico"]] for row in store.all("all_run_totals")}
-    for run, total in state.totals.items():
-        if totals.get(run) != total:
-            return f"run {run}: its totals {totals.get(run)} are not those of its entries {total} (calls, picounits)"
+    for run in state.totals.keys() | totals.keys():
+        told, counted = totals.get(run), state.totals.get(run)
+        if told != counted:
+            return f"run {run}: its totals {told} are not those of its entries {counted} (calls, picounits)"
     return ""

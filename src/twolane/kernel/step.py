@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import hashlib
 import random
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -35,10 +36,14 @@ from twolane.rules import pricing
 from twolane.store import Store, Transaction
 
 E = TypeVar("E", bound=BaseException)
+T = TypeVar("T")
 
 TAIL_BYTES = 16_384
 """How much of a stream's end is kept to find its usage in."""
 FIRST_BACKOFF_S = 0.25
+
+_DONE = re.compile(rb"(?:^|[\r\n])data: *\[DONE\]")
+"""At the beginning of a line: inside a text the line break before it would be escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,8 @@ class Answer:
         try:
             async for block in self:
                 completion.feed(block)
+            if not completion.is_done:
+                completion.feed(b"\n\n")  # some servers leave out the last empty line
         except EventError as error:
             raise UpstreamError(self.upstream.name, f"its stream holds {error}") from None
         self._meter.text_bytes = len(completion.text.encode())
@@ -363,7 +370,8 @@ class _Attempt:
         """This attempt brought no answer: give everything back; if it left the house it has its row."""
         self._let_go(step)
         if not meter.has_left:
-            self._door._store.submit(lambda tx: treasury.settle(tx, step, pico=0, tokens=0))
+            ended = self._door._store.submit(lambda tx: treasury.settle(tx, step, (), pico=0, tokens=0))
+            ended.add_done_callback(_notice)
             return
         status = _status_of(error, is_killed=self._killed is not None)
         usage = Usage(0, 0) if meter.is_unbilled(error) else None
@@ -381,7 +389,8 @@ class _Attempt:
             answer.status = _status_of(error, is_killed=self._killed is not None)
             answer.reason = str(self._killed or error) or type(error).__name__
         elif not meter.is_complete() and answer.status is Status.OK:
-            answer.status, answer.reason = Status.CANCELLED, "not read to its end"
+            answer.status = Status.KILLED if self._killed else Status.CANCELLED
+            answer.reason = str(self._killed or "not read to its end")
         request = dataclasses.replace(self._request, attempt=meter.attempt())
         answer.recorded = self._record(
             request,
@@ -415,10 +424,10 @@ class _Attempt:
         """Settle and append, in one message to the writer. No await: a cancelled task may be cancelled again."""
         usage = usage or pricing.estimate(meter.call, meter.output_bytes())
         pico = None if upstream.price is None else pricing.charge(usage, upstream.price)
-        settled = Settled(step, usage, pico, meter.total_us())
+        settled, scopes = Settled(step, usage, pico, meter.total_us()), self._scopes
         fields = meter.fields | {
             "status": status,
-            "reason": reason[:500] or None,
+            "reason": reason[:500].encode(errors="replace").decode() or None,
             "at_us": _now_us(),
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
@@ -435,7 +444,8 @@ class _Attempt:
         }
 
         def work(tx: Transaction) -> Settled:
-            treasury.settle(tx, step, pico=pico or 0, tokens=usage.input_tokens + usage.output_tokens)
+            tokens = usage.input_tokens + usage.output_tokens
+            treasury.settle(tx, step, scopes, pico=pico or 0, tokens=tokens)
             ledger.append(tx, fields)
             treasury.count(tx, fields, pico=pico or 0)
             if also is not None:
@@ -476,8 +486,7 @@ class _Meter:
         self._digest.update(block)
         self._events += block.count(b"data:")
         self._tail = block if len(block) >= TAIL_BYTES else (self._tail + block)[-TAIL_BYTES:]
-        if self.ttft_us is None and self._events:
-            _refuse_error_event(self.peeked)
+        if self.ttft_us is None and _has_answered(self.peeked):
             self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
 
     def has_first_token(self) -> bool:
@@ -485,7 +494,7 @@ class _Meter:
 
     def is_complete(self) -> bool:
         """True once `[DONE]` passed."""
-        return b"[DONE]" in self._tail[-64:]
+        return _DONE.search(self._tail) is not None
 
     def total_us(self) -> int:
         return int((time.monotonic() - self._began) * 1_000_000)
@@ -493,7 +502,9 @@ class _Meter:
     def usage(self) -> Usage | None:
         """What the upstream reported at the end; None where it did not."""
         found = None
-        for payload in EventReader().feed(self._tail):
+        for payload in EventReader().feed(self._tail + b"\n\n"):
+            if b'"usage"' not in payload:
+                continue
             try:
                 chunk = parse_event(payload)
             except EventError:
@@ -549,11 +560,13 @@ def _check_allowance(request: Request, call: ModelCall, upstream: Upstream, curr
         )
 
 
-def _refuse_error_event(peeked: Sequence[bytes]) -> None:
-    """Some servers answer 200 and then an error event: seen here, it is a failure and not an answer."""
+def _has_answered(peeked: Sequence[bytes]) -> bool:
+    """True once the first event is whole. Some servers answer 200 and then an error event: seen here, it is a failure
+    and not an answer."""
     for payload in EventReader().feed(b"".join(peeked)):
         parse_event(payload)
-        return
+        return True
+    return False
 
 
 def _status_of(error: BaseException, *, is_killed: bool) -> Status:
@@ -571,7 +584,7 @@ def _backoff_s(retry: int, error: UpstreamError) -> float:
     return random.uniform(0.5, 1.0) * FIRST_BACKOFF_S * 2.0 ** (retry - 1)
 
 
-def _notice(recorded: asyncio.Future[Settled]) -> None:
+def _notice(recorded: asyncio.Future[T]) -> None:
     """Mark the future's error as seen: whoever needs the record awaits it, others must not get a warning."""
     if not recorded.cancelled():
         recorded.exception()

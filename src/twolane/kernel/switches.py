@@ -7,6 +7,7 @@ each polls the store's version while it has running steps. Nothing restarts by i
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from twolane.kernel import ledger
 from twolane.store import Store, Transaction
 
 POLL_S = 0.02
+
+_LOG = logging.getLogger("twolane.kernel")
 
 
 class Switches:
@@ -97,8 +100,11 @@ class Switches:
 
     async def _poll(self) -> None:
         while self._running:
-            self._refresh()
-            self._close_tripped()
+            try:
+                self._refresh()
+                self._close_tripped()
+            except Exception:  # noqa: BLE001 - what runs must stay within reach: look again at the next turn
+                _LOG.exception("the switches could not be read; trying again")
             await asyncio.sleep(POLL_S)
 
 

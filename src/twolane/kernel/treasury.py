@@ -15,7 +15,7 @@ import orjson
 
 from twolane.config import BudgetSection
 from twolane.domain.money import Money, decimal_string
-from twolane.domain.records import Bound, ModelCall, Price, Status
+from twolane.domain.records import Bound, ModelCall, Origin, Price, Status
 from twolane.errors import BudgetExceeded, Refused
 from twolane.kernel import ledger
 from twolane.kernel.switches import tripped_in
@@ -101,6 +101,8 @@ class Treasury:
             for account in accounts:
                 tx.run("hold", scope=account.scope, window=account.window, pico=bound.pico or 0, tokens=bound.tokens)
             windows = orjson.dumps([[account.scope, account.window] for account in accounts]).decode()
+            written = tokens * pricing.choices(call.extras)
+            in_doubt = {"input_tokens": bound.tokens - written, "output_tokens": written, "estimated": 1}
             tx.run(
                 "add_reservation",
                 step=step,
@@ -108,7 +110,7 @@ class Treasury:
                 pico=bound.pico or 0,
                 tokens=bound.tokens,
                 windows=windows,
-                entry=orjson.dumps(dict(entry)).decode(),
+                entry=orjson.dumps({**entry, **in_doubt}).decode(),
             )
             if intent is not None:
                 ledger.append(tx, intent)
@@ -154,8 +156,10 @@ class Treasury:
 
     def _open_window(self, tx: Transaction, scope: str, period: str, now_us: int) -> None:
         """A window starts with what the ledger says was spent in it before the budget was set."""
+        _write_sums(tx)  # what steps of this very group have spent is among it
         spent = _spent(tx, scope, budgets.first_day(period, now_us))
         assert spent is not None
+        tx.cache.pop("windows", None)
         tx.run(
             "begin_spending",
             scope=scope,
@@ -219,7 +223,7 @@ class Treasury:
                     "cost_pico": leaf_amount(row["pico"]),
                     "at_us": time.time_ns() // 1000,
                 }
-                settle(tx, row["step"], pico=row["pico"], tokens=row["tokens"])
+                settle(tx, row["step"], _scopes_of(fields), pico=row["pico"], tokens=row["tokens"])
                 ledger.append(tx, fields)
                 count(tx, fields, pico=row["pico"])
             return len(rows)
@@ -227,12 +231,18 @@ class Treasury:
         return await self._store.write(work)
 
 
-def settle(tx: Transaction, step: str, *, pico: int, tokens: int) -> None:
-    """End the hold of `step` with what was spent; nothing to do where none was taken, or it ended already."""
+def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, tokens: int) -> None:
+    """End the hold of `step`, where one was taken, with what was spent.
+
+    A budget that was set, or got another period, while the step ran holds nothing for it; what the step spent counts
+    there all the same.
+    """
     row = tx.one("end_reservation", step=step)
-    if row is None:
-        return
-    for scope, window in orjson.loads(row["windows"]):
+    held = orjson.loads(row["windows"]) if row else []
+    if pico or tokens:
+        _spend_late(tx, scopes, {(scope, len(window)) for scope, window in held}, pico=pico, tokens=tokens)
+    for scope, window in held:
+        assert row is not None
         tx.run(
             "settle",
             scope=scope,
@@ -242,6 +252,27 @@ def settle(tx: Transaction, step: str, *, pico: int, tokens: int) -> None:
             pico=pico,
             tokens=tokens,
         )
+
+
+def _spend_late(
+    tx: Transaction, scopes: Sequence[str], held: set[tuple[str, int]], *, pico: int, tokens: int
+) -> None:
+    """Charge the current windows of the chain in which the step holds nothing. A window's length tells its period."""
+    windows = tx.cache.get("windows")
+    if windows is None:
+        now_us = time.time_ns() // 1000
+        windows = {budgets.window(period, now_us) for period in ("day", "month", "total")}
+        tx.cache["windows"] = windows = windows if tx.one("any_spending") else set()
+    for row in tx.all("windows", scopes=orjson.dumps(list(scopes)).decode()) if windows else ():
+        scope, window = row["scope"], row["window"]
+        if window in windows and (scope, len(window)) not in held:
+            tx.run("settle", scope=scope, window=window, held_pico=0, held_tokens=0, pico=pico, tokens=tokens)
+
+
+def _scopes_of(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """The chain of an entry. Its item is known by a pseudonym only, so it is not among them."""
+    tenant, key, workflow, run = (str(fields.get(name) or "") for name in ("tenant", "api_key", "workflow", "run"))
+    return Origin(tenant, workflow=workflow, run=run, key=key).scopes()
 
 
 def count(tx: Transaction, fields: Mapping[str, object], *, pico: int) -> None:
@@ -280,8 +311,10 @@ def _add(tx: Transaction, key: tuple[object, ...], figures: tuple[int, ...]) -> 
 
 
 def _write_sums(tx: Transaction) -> None:
-    for (query, *names), figures in tx.cache["sums"].items():
+    sums = tx.cache.get("sums", {})
+    for (query, *names), figures in sums.items():
         tx.run(query, **dict(names), **dict(zip(_FIGURES, figures, strict=True)))
+    sums.clear()
 
 
 def leaf_amount(pico: int) -> int | str:
@@ -297,10 +330,8 @@ def _template_of(scope: str, templates: Mapping[str, Limit]) -> str | None:
     """Which configured budget covers this scope: its own name, `run` and `item` for each of them, `workflow:NAME` for
     every tenant's."""
     kind, _, rest = scope.partition(":")
-    for name in (scope, kind if kind in ("run", "item") else "", f"workflow:{rest.partition('/')[2]}"):
-        if name in templates:
-            return name
-    return None
+    wide = {"run": "run", "item": "item", "workflow": f"workflow:{rest.partition('/')[2]}"}.get(kind, scope)
+    return next((name for name in (scope, wide) if name in templates), None)
 
 
 def _spent(tx: Transaction, scope: str, since_day: str) -> Row | None:

@@ -97,8 +97,10 @@ def _given(given: Input) -> Iterator[Source]:
 def _read(path: Path) -> Iterator[Source]:
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.is_file() and _suffix(file) in SUFFIXES and not file.name.startswith("."):
-                yield from _read_file(file, str(file.relative_to(path)))
+            inside = file.relative_to(path)
+            is_hidden = any(part.startswith(".") for part in inside.parts)
+            if not is_hidden and _suffix(file) in SUFFIXES and file.is_file():
+                yield from _read_file(file, _utf8(inside))
         return
     if not path.exists():
         raise UsageError(f"{path} is not there", hint="Check the path; nothing was started")
@@ -107,7 +109,7 @@ def _read(path: Path) -> Iterator[Source]:
             f"{path}: files ending in {path.suffix or 'nothing'} cannot be read",
             hint=f"Known endings: {', '.join(SUFFIXES)}",
         )
-    yield from _read_file(path, path.name)
+    yield from _read_file(path, _utf8(Path(path.name)))
 
 
 def _read_file(path: Path, name: str) -> Iterator[Source]:
@@ -126,7 +128,7 @@ def _read_file(path: Path, name: str) -> Iterator[Source]:
 
 
 def _text(path: Path, name: str) -> Document:
-    return _checked(Document(name, _decoded(_bytes(path)), str(path)))
+    return _checked(Document(name, _decoded(_bytes(path)), _utf8(path)))
 
 
 def _bytes(path: Path) -> bytes:
@@ -142,13 +144,17 @@ def _bytes(path: Path) -> bytes:
 
 
 def _decoded(data: bytes) -> str:
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode(encoding)
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DocumentRefused(
-            f"it is not UTF-8 text (byte {error.start}). Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8"
+            f"it is not UTF-{16 if is_utf16 else 8} text (byte {error.start}). Convert it, for example: "
+            "iconv -f WINDOWS-1252 -t UTF-8"
         ) from None
+    if "\0" in text:  # zeros are good UTF-8, but what has them is UTF-16 without its mark, or no text at all
+        raise DocumentRefused(f"it is not text: byte {data.find(0)} is zero. Convert it to UTF-8")
+    return text
 
 
 def _checked(document: Document) -> Document:
@@ -188,15 +194,17 @@ def _pdf(path: Path, name: str) -> Document:
     for page_text in pages:
         starts.append(length)
         length += len(page_text) + 1
-    return _checked(Document(name, "\n".join(pages), str(path), tuple(starts)))
+    return _checked(Document(name, "\n".join(pages), _utf8(path), tuple(starts)))
 
 
 def _read_lines(path: Path) -> Iterator[Source]:
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if _suffix(path) == ".jsonl.gz" else open
     number = 0
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield _line(path, number, line)
     except (OSError, EOFError, zlib.error) as error:
@@ -210,7 +218,7 @@ def _line(path: Path, number: int, line: bytes) -> Source:
         raise UsageError(f"{path}, line {number}: it is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise UsageError(f"{path}, line {number}: each line is an object with an id of its own")
-    return _row(_id(row, f"{path}, line {number}"), row, f"{path}:{number}")
+    return _row(_id(row, f"{path}, line {number}"), row, f"{_utf8(path)}:{number}")
 
 
 def _id(row: Mapping[str, object], where: str) -> str:
@@ -240,9 +248,17 @@ def _read_table(path: Path) -> Iterator[Source]:
             if "id" not in (reader.fieldnames or ()):
                 raise UsageError(f"{path}: its first line must name the columns, one of them id")
             for row in reader:
-                yield _row(str(row["id"]), row, f"{path}:{reader.line_num}")
+                where = f"{path}, line {reader.line_num}"
+                if None in row:
+                    raise UsageError(f"{where}: it has more cells than the first line has names")
+                yield _row(_id(row, where), row, f"{_utf8(path)}:{reader.line_num}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: it cannot be read as CSV: {error}") from None
+
+
+def _utf8(path: Path) -> str:
+    """The path as text that can be stored: bytes of a name that are not UTF-8 are written out."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _suffix(path: Path) -> str:

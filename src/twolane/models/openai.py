@@ -6,6 +6,7 @@ Redirects are off, so that a key never leaves for another origin than the config
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncIterator
 
@@ -91,16 +92,21 @@ class OpenAI:
         )
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> UpstreamError:
+        body = b""
         try:
-            text = (await response.content.read(_MAX_ERROR_BYTES)).decode(errors="replace")
+            async for block in response.content.iter_any():
+                body += block
+                if len(body) > _MAX_ERROR_BYTES:
+                    break
         except (aiohttp.ClientError, TimeoutError):
-            text = ""
+            pass  # the status says enough
+        text = body[:_MAX_ERROR_BYTES].decode(errors="replace")
         status = response.status
         delay = _seconds(response.headers)
         response.close()
         return UpstreamError(
             self.name,
-            f"it answered {status}: {_without(self._key, _message(text))}",
+            f"it answered {status}: {_message(_without(self._key, text))}",
             http_status=status,
             retryable=status in _RETRYABLE,
             retry_after_s=delay,
@@ -132,20 +138,22 @@ def _wire_name(name: str) -> str:
 def _seconds(headers: object) -> float | None:
     get = getattr(headers, "get")  # noqa: B009 - a multidict, whose type is the client library's
     try:
-        if get("retry-after-ms"):
-            return float(get("retry-after-ms")) / 1000
-        return float(get("retry-after")) if get("retry-after") else None
-    except ValueError:
+        text = get("retry-after-ms")
+        seconds = float(text) / 1000 if text else float(get("retry-after") or "nan")
+    except ValueError:  # a date: our own backoff will do
         return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def _message(text: str) -> str:
     """The upstream's own words, where it gave some."""
     try:
-        error = orjson.loads(text).get("error")
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        found = None
+    if isinstance(found, dict):
+        error = found.get("error") or found.get("message") or found.get("detail") or text
         text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (orjson.JSONDecodeError, AttributeError):
-        pass
     return text.strip()[:300] or "no reason given"
 
 

@@ -74,7 +74,7 @@ class Gate:
                 return THIS_MACHINE
             raise Unauthenticated
         secret = _shown(scope["headers"])
-        if not secret.startswith(b"tl-"):
+        if not secret.startswith(PREFIX.encode()):
             raise Unauthenticated
         # The store is asked for a digest keyed by the pepper. A guesser cannot steer how much of it agrees with one
         # that is kept, so the time a look-up takes tells nothing: as good as a comparison in constant time.

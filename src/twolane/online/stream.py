@@ -155,7 +155,11 @@ class Hangup:
         self._task.cancel("the client hung up")
 
 
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_BLANK = (b"\n\n", b"\n\r\n")
+"""What ends an event, for both kinds of line ends."""
+_EVENT_END = re.compile(rb"\n\r?\n")
+_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
+"""JSON holds no raw line end, so no text of an answer can begin a line."""
 _REPORT = re.compile(rb'"usage"\s*:\s*\{')
 """Usage that says something; ordinary chunks may hold `"usage": null`."""
 
@@ -192,46 +196,44 @@ class Outflow:
 
     def _whole_events(self, block: bytes) -> bytes:
         """The events of a block that are complete; the rest is kept for the next one."""
-        at = max((block.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n\r\n") if mark in block), default=0)
+        at = _event_start(block, 0, len(block))
         if len(block) - at > MAX_EVENT_BYTES:
             return block  # nobody could read such an event: let it go as it comes rather than keep all of it
         self._rest = block[at:]
         return block[:at]
 
     def _before_the_end(self, block: bytes) -> bytes:
-        for start, end in _events(block):
-            if _payload(block[start:end]) == b"[DONE]":
-                self._ending = block[start:]
-                return block[:start]
-        return block
-
-
-def _events(block: bytes) -> list[tuple[int, int]]:
-    """Where each event of a block begins and ends, its blank line included."""
-    ends = [match.end() for match in _EVENT_END.finditer(block)]
-    if not ends or ends[-1] < len(block):
-        ends.append(len(block))
-    return list(zip([0, *ends], ends, strict=False))
-
-
-def _payload(event: bytes) -> bytes:
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines)
+        end = _DONE.search(block)
+        if end is None:
+            return block
+        self._ending = block[end.start() :]
+        return block[: end.start()]
 
 
 def _without_usage(block: bytes) -> bytes:
     """A block without the usage its events report. An event that held nothing else goes whole; some upstreams report
     usage beside the last words, and those stay."""
-    kept = []
-    for start, end in _events(block):
-        event = block[start:end]
-        kept.append(_stripped(event) if _REPORT.search(event) else event)
-    return b"".join(kept)
+    kept, at = [], 0
+    for report in _REPORT.finditer(block):
+        if report.start() < at:
+            continue  # a second mention in an event that was dealt with
+        start = _event_start(block, at, report.start())
+        match = _EVENT_END.search(block, report.end())
+        end = match.end() if match else len(block)
+        kept += [block[at:start], _stripped(block[start:end])]
+        at = end
+    return b"".join([*kept, block[at:]])
+
+
+def _event_start(block: bytes, first: int, last: int) -> int:
+    """Where the last event begins that begins between `first` and `last`; events may begin at `first`."""
+    blanks = [(block.rfind(mark, first, last), len(mark)) for mark in _BLANK]
+    return max((at + size for at, size in blanks if at >= 0), default=first)
 
 
 def _stripped(event: bytes) -> bytes:
     try:
-        chunk = orjson.loads(_payload(event))
+        chunk = orjson.loads(b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")))
     except orjson.JSONDecodeError:
         return event
     if not isinstance(chunk, dict) or not isinstance(chunk.get("usage"), dict):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import orjson
 
 from twolane.domain.records import Bound, ModelCall, Price, Usage
+
+_SCHEMA_WORDS = 128
+"""Bytes of the words that ask for a schema where a server does not take it as such."""
 
 
 def charge(usage: Usage, price: Price) -> int:
@@ -34,7 +38,7 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
     else:
         size, messages = sum(len(message.content.encode()) for message in call.messages), len(call.messages)
     if call.schema is not None:
-        size += len(orjson.dumps(call.schema.schema))
+        size += len(orjson.dumps(call.schema.schema)) + _SCHEMA_WORDS
     for name in ("tools", "functions", "response_format"):
         if name in call.extras:
             size += len(orjson.dumps(call.extras[name]))
@@ -72,7 +76,7 @@ def affordable_tokens(call: ModelCall, price: Price | None, *, pico: int | None,
 def choices(extras: Mapping[str, object]) -> int:
     """How many answers the call asks for (`n`), at least one."""
     count = extras.get("n")
-    return count if isinstance(count, int) and count > 1 else 1
+    return math.ceil(count) if isinstance(count, int | float) and 1 < count < math.inf else 1
 
 
 def _with_output(call: ModelCall, max_tokens: int) -> ModelCall:
@@ -80,6 +84,7 @@ def _with_output(call: ModelCall, max_tokens: int) -> ModelCall:
 
 
 def estimate(call: ModelCall, output_bytes: int) -> Usage:
-    """Usage where the upstream did not say: four bytes a token, marked as estimated. For settling only, never to
-    bound."""
-    return Usage(input_tokens=-(-input_bound(call) // 4), output_tokens=-(-output_bytes // 4), estimated=True)
+    """Usage where the upstream did not say: four bytes a token, marked as estimated, and never more than the call may
+    use. For settling only, never to bound."""
+    written = min(-(-output_bytes // 4), call.max_tokens * choices(call.extras))
+    return Usage(input_tokens=-(-input_bound(call) // 4), output_tokens=written, estimated=True)

@@ -24,8 +24,8 @@ ON CONFLICT (id) DO UPDATE SET size = excluded.size, frontier = excluded.frontie
 INSERT INTO entry (position, leaf, hash) VALUES (:position, :leaf, :hash);
 
 -- name: entries
--- Leaves in order, a page at a time.
-SELECT position, leaf, hash FROM entry WHERE position >= :first ORDER BY position LIMIT :count;
+-- Leaves in order, a page at a time; as bytes, so that one that is no longer UTF-8 can be named.
+SELECT position, CAST(leaf AS BLOB) AS leaf, hash FROM entry WHERE position >= :first ORDER BY position LIMIT :count;
 
 -- name: count_entries
 -- How many leaves there are.
@@ -116,6 +116,14 @@ SET period = excluded.period, pico = excluded.pico, tokens = excluded.tokens, so
 -- name: spending
 -- What is spent and held in a window.
 SELECT spent_pico, held_pico, spent_tokens, held_tokens FROM spending WHERE scope = :scope AND window = :window;
+
+-- name: any_spending
+-- Was any budget ever held against?
+SELECT 1 FROM spending LIMIT 1;
+
+-- name: windows
+-- The windows of the scopes of a chain.
+SELECT scope, window FROM spending WHERE scope IN (SELECT value FROM json_each(:scopes));
 
 -- name: begin_spending
 -- Open a window with what was spent in it before the budget was set.

@@ -166,6 +166,7 @@ CREATE TABLE api_key (
   revoked INTEGER,
   UNIQUE (tenant, name)
 ) WITHOUT ROWID;
+CREATE UNIQUE INDEX api_key_by_digest ON api_key (digest);
 
 -- ── trace_steps: a public contract ────────────────────────────────────────────────────────────────────────────────
 -- One row per attempt that left the house or was answered from a memo. Every figure is read from the leaf itself.

@@ -103,7 +103,7 @@ class SQLiteStore:
         self._all_readers: list[sqlite3.Connection] = []
         try:
             _migrate(path)
-            self._watcher = self._connect()
+            self._watcher, self._connection = self._connect(), self._connect()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from None
         self._queue: deque[_Work] = deque()
@@ -167,8 +167,7 @@ class SQLiteStore:
         self._all_readers.clear()
 
     def _write_groups(self) -> None:
-        connection = self._connect()
-        rested = 0.0
+        connection, rested = self._connection, 0.0
         while True:
             self._wake.wait()
             self._wake.clear()
@@ -185,6 +184,12 @@ class SQLiteStore:
     def _commit(self, connection: sqlite3.Connection, group: list[_Work]) -> None:
         """One transaction for the group; if any work fails, each gets a transaction of its own."""
         try:
+            _begin(connection)
+        except sqlite3.Error as error:  # nobody's fault, and not to be waited for once for each of them
+            for work in group:
+                work.error = _explain(error, self.path)
+            return
+        try:
             self._transact(connection, group)
         except BaseException as error:  # noqa: BLE001 - every waiter must be told, whatever it was
             if len(group) == 1:
@@ -194,7 +199,6 @@ class SQLiteStore:
                 self._commit(connection, [work])
 
     def _transact(self, connection: sqlite3.Connection, group: list[_Work]) -> None:
-        _begin(connection)
         try:
             transaction = _SQLiteTransaction(connection, self._queries)
             for work in group:
@@ -230,6 +234,8 @@ def _explain(error: BaseException, path: Path) -> BaseException:
             f"the store {path} could not be written: {error}. Nothing of this was kept; free the disk "
             "or the lock and resume"
         )
+    if isinstance(error, StopIteration):  # a future does not take one, and whoever waits would wait for ever
+        return RuntimeError(f"a work on the store {path} ended with StopIteration")
     return error
 
 

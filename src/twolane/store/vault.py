@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Vault:
                 f"the keys of {store} are missing: {folder} must hold master and pepper. Bring them back from the "
                 "backup; without them its bodies cannot be read"
             ) from None
+        if len(master) != _KEY or len(pepper) != _KEY:
+            raise StoreError(f"the keys in {folder} are damaged: master and pepper have {_KEY} bytes each")
         return cls(master, pepper)
 
     def pseudonym(self, *parts: str) -> str:
@@ -94,11 +97,21 @@ def unseal(subject: Subject, sealed: bytes) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
+    """Whole or not at all, and once: of two starts at the same moment the first one's key stays."""
+    if path.exists():
         return
-    with open(descriptor, "wb") as file:
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
         file.write(os.urandom(_KEY))
         file.flush()
-        os.fsync(descriptor)
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

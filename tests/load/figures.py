@@ -1,0 +1,305 @@
+"""The figures of docs/benchmarks.md, each by one command: `python tests/load/figures.py NAME`, one JSON object each.
+
+install            distributions and megabytes of the core requirements, as installed beside this interpreter
+help               `twolane --help`: milliseconds, and whether it loads anything heavy
+contracts PATH     the contract audit over PATH, offline: contracts a second, peak memory, and what the ledger says
+steps              durable steps a second and processor time a step, through the whole door on SQLite with full sync
+lanes              time to first token online, idle and while a batch backlog fills the same upstream's batch slots
+serve              resident memory of the gateway, idle and after requests
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("dbos", "numpy", "sqlalchemy", "psycopg", "aiohttp", "sqlite3", "pydantic", "rich")
+
+Figures = dict[str, Any]  # Any: JSON
+
+
+def install() -> Figures:
+    """What the core requirements weigh in this environment, byte code not counted."""
+    pinned = re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "requirements" / "core.txt").read_text(), re.MULTILINE)
+    size, count = 0, 0
+    for name in pinned:
+        try:
+            files = metadata.distribution(name).files or []
+        except metadata.PackageNotFoundError:
+            continue  # pinned for another platform
+        count += 1
+        size += sum(
+            Path(str(f.locate())).stat().st_size for f in files if Path(str(f.locate())).exists() and f.suffix != ".pyc"
+        )
+    return {"distributions": count, "megabytes": round(size / 1e6, 1)}
+
+
+def help_() -> Figures:
+    """The median of nine runs, against a bare interpreter's."""
+    bare = _median_ms([sys.executable, "-c", "pass"])
+    shown = _median_ms([sys.executable, "-m", "twolane", "--help"])
+    code = "import sys\ntry:\n    from twolane.cli import main; main(['--help'])\nexcept SystemExit:\n    pass\n"
+    code += f"print([n for n in {HEAVY!r} if n in sys.modules], file=sys.stderr)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.strip()
+    return {"milliseconds": shown, "bare_interpreter_milliseconds": bare, "heavy_modules_loaded": loaded}
+
+
+def contracts(path: str) -> Figures:
+    """One run over `path` in a fresh store, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "twolane", "run", "start", "contract-audit", path, "--wait", "--json"],
+            cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        output, _ = process.communicate()
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        summary = json.loads(output)
+        verdict = _json(folder, "audit", "verify")
+        again = _json(folder, "run", "start", "contract-audit", path, "--wait")
+    return {
+        "contracts": summary["items"]["total"],
+        "done": summary["items"]["done"],
+        "quarantined": summary["items"]["quarantined"],
+        "calls": summary["calls"],
+        "seconds_at_work": summary["seconds"],
+        "seconds_with_start": round(seconds, 2),
+        "contracts_per_second": round(summary["items"]["total"] / summary["seconds"], 1),
+        "peak_megabytes": round(peak),
+        "ledger_ok": verdict["ok"],
+        "entries": verdict["entries"],
+        "calls_of_a_second_run": again["calls"],
+    }
+
+
+def steps(count: int = 20_000, concurrency: int = 64) -> Figures:
+    """Agent steps of an instant scripted upstream: reserve with intent, slot, stream, judge, settle, record, memo."""
+    from pydantic import BaseModel
+
+    from twolane import config
+    from twolane.batch.workflow import Item, Prompt, agent
+    from twolane.domain.document import Document
+    from twolane.domain.records import Origin
+    from twolane.kernel import Kernel, ledger
+    from twolane.models.rehearsal import Rehearsal
+
+    class Answer(BaseModel):
+        value: str
+
+    @agent(returns=Answer, route="instant")
+    def asks(number: int) -> Prompt:
+        return Prompt(system="Answer.", user=f"Question {number}", max_tokens=64)
+
+    async def go(folder: Path) -> Figures:
+        loaded = config.Config.model_validate(
+            {
+                "store": f"sqlite:{folder / 'steps.db'}",
+                "upstream": {
+                    "instant": {
+                        "kind": "rehearsal",
+                        "model": "instant",
+                        "price": {"input": "0.05", "output": "0.08"},
+                        "slots": {"online": 1, "batch": concurrency},
+                    }
+                },
+                "route": {},
+                "budget": {"run": {"money": "1000"}},
+            }
+        )
+        model = Rehearsal("instant", reply='{"value": "the answer to what was asked, in some two hundred bytes"}')
+        kernel = await Kernel.open(loaded, models={"instant": model})
+        subject = await kernel.store.write(lambda tx: kernel.subject(tx, "default", "one"))
+        item = Item(kernel, Origin("default", "bench", "r1", "one"), subject, Document("one", "text"), options={})
+        numbers = iter(range(count))
+
+        async def work() -> None:
+            for number in numbers:
+                await item(asks, number)
+
+        cpu, began = time.process_time(), time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        verdict = ledger.verify(kernel.store)
+        await kernel.aclose()
+        size = sum(path.stat().st_size for path in folder.glob("steps.db*") if path.is_file())
+        return {
+            "steps": count,
+            "concurrency": concurrency,
+            "steps_per_second": round(count / seconds),
+            "cpu_ms_per_step": round(cpu / count * 1000, 3),
+            "bytes_per_step": round(size / count),
+            "ledger_ok": verdict.ok,
+            "entries": verdict.entries,
+        }
+
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(go(Path(folder)))
+
+
+def lanes(asks: int = 400, slots: int = 8) -> Figures:
+    """A scripted upstream (50 ms to the first token, 8 slots a lane); 8 people online, first alone, then beside a batch
+    backlog that never ends. Both lanes in one process: its processor time is shared, its slots are not."""
+    from twolane import config
+    from twolane.domain.records import Lane, Message, ModelCall, Origin
+    from twolane.kernel import Kernel, Request
+    from twolane.models.rehearsal import Rehearsal
+
+    async def go(folder: Path) -> Figures:
+        both = {"online": slots, "batch": slots}
+        upstream = {"kind": "rehearsal", "model": "m", "price": {"input": "0.05", "output": "0.08"}, "slots": both}
+        loaded = config.Config.model_validate(
+            {"store": f"sqlite:{folder / 'lanes.db'}", "upstream": {"m": upstream}, "route": {}}
+        )
+        model = Rehearsal(
+            "m", first_token_ms=50, token_ms=5, reply="twelve words and no more are in this short reply, or so"
+        )
+        kernel = await Kernel.open(loaded, models={"m": model})
+        call = ModelCall((Message("user", "a question"),), "m", 64)
+
+        async def one(lane: Lane) -> float:
+            origin = Origin("default", run="r1" if lane is Lane.BATCH else "")
+            request = Request(origin, lane, kernel.route("m", origin, lane=lane), call)
+            began = time.perf_counter()
+            async with kernel.door.step(request) as answer:
+                first = time.perf_counter() - began
+                await answer.whole()
+            return first
+
+        async def online() -> list[float]:
+            counter, times = iter(range(asks)), []
+
+            async def person() -> None:
+                times.extend([await one(Lane.ONLINE) for _ in counter])
+
+            await asyncio.gather(*(person() for _ in range(slots)))
+            return times
+
+        async def batch(done: asyncio.Event) -> None:
+            while not done.is_set():
+                await one(Lane.BATCH)
+
+        idle = await online()
+        done, busy = asyncio.Event(), kernel.door._lanes.slots("m", Lane.BATCH)
+        backlog = [asyncio.create_task(batch(done)) for _ in range(slots * 8)]
+        await asyncio.sleep(0.5)
+        samples = []
+
+        async def watch() -> None:
+            while True:
+                samples.append(busy.busy)
+                await asyncio.sleep(0.005)
+
+        watcher = asyncio.create_task(watch())
+        loaded_times = await online()
+        done.set()
+        watcher.cancel()
+        await asyncio.gather(*backlog, watcher, return_exceptions=True)
+        await kernel.aclose()
+        return {
+            "slots": both,
+            "asks": asks,
+            "ttft_ms_idle": _quantiles_ms(idle),
+            "ttft_ms_beside_batch": _quantiles_ms(loaded_times),
+            "batch_slots_busy": round(statistics.mean(samples) / slots, 3),
+        }
+
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(go(Path(folder)))
+
+
+def _quantiles_ms(times: list[float]) -> Figures:
+    ordered = sorted(times)
+    return {
+        "p50": round(ordered[len(ordered) // 2] * 1000, 1),
+        "p99": round(ordered[int(len(ordered) * 0.99)] * 1000, 1),
+    }
+
+
+def serve(requests: int = 500) -> Figures:
+    """The gateway on the built-in model, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "twolane", "serve", "--port", "0"],
+            cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            match = None
+            while match is None:
+                match = re.search(r"http://[\w.:]+", process.stdout.readline())
+            url = match[0].rstrip("/")
+            idle = _resident(process.pid)
+            body = {
+                "model": "auto",
+                "stream": True,
+                "messages": [{"role": "user", "content": "Rain falls. When does it?"}],
+            }
+            data = json.dumps(body).encode()
+            for _ in range(requests):
+                request = urllib.request.Request(
+                    f"{url}/v1/chat/completions", data, {"content-type": "application/json"}
+                )
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    response.read()
+            return {"idle_megabytes": idle, "requests": requests, "after_megabytes": _resident(process.pid)}
+        finally:
+            process.terminate()
+            process.communicate(timeout=20)
+
+
+def _resident(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def _median_ms(command: list[str]) -> float:
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        times.append((time.perf_counter() - began) * 1000)
+    return round(statistics.median(times), 1)
+
+
+def _json(folder: str, *arguments: str) -> Figures:
+    done = subprocess.run(
+        [sys.executable, "-m", "twolane", *arguments, "--json"],
+        cwd=folder, env=_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    answer: Figures = json.loads(done.stdout)
+    return answer
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("TWOLANE_")}
+
+
+FIGURES: dict[str, Callable[..., Figures]] = {
+    "install": install,
+    "help": help_,
+    "contracts": contracts,
+    "steps": steps,
+    "lanes": lanes,
+    "serve": serve,
+}
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:] or ["nothing"]
+    if name not in FIGURES:
+        sys.exit(__doc__)
+    print(json.dumps(FIGURES[name](*arguments), indent=2))

@@ -1,0 +1,75 @@
+"""A quoted passage is found where it stands, word for word; what is not there is not found."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from twolane.domain.document import Quote, locate
+
+TEXT = 'The supplier\n  shall deliver “on time” — within thirty\tdays.\nLiability is the Supplier’s alone.'
+
+
+@pytest.mark.parametrize(
+    "passage, found",
+    [
+        ("shall deliver", "shall deliver"),
+        ("The supplier shall deliver", "The supplier\n  shall deliver"),
+        ('"on time" - within thirty days.', "“on time” — within thirty\tdays."),
+        ("the Supplier's alone", "the Supplier’s alone"),
+        ("  shall deliver ", "  shall deliver "),
+        ("\nshall  deliver\n", "shall deliver"),
+    ],
+)
+def test_a_passage_is_found_whatever_its_breaks_quotation_marks_and_dashes(passage: str, found: str) -> None:
+    place = locate(passage, TEXT)
+    assert place is not None
+    assert TEXT[slice(*place)] == found
+
+
+@pytest.mark.parametrize("passage", ["", " \n", "shall not deliver", "the supplier shall", "on-time", "days.Liability was"])
+def test_what_is_not_there_is_not_found(passage: str) -> None:
+    assert locate(passage, TEXT) is None
+
+
+def test_the_first_occurrence_counts() -> None:
+    assert locate("a b", "x a b a b") == (2, 5)
+
+
+marks = {"“": '"', "”": '"', "’": "'", "—": "-", "–": "-"}
+letters = st.sampled_from("abcdeéß0123.,;“”’—–-'\"\n\t  ")
+
+
+def squeezed(text: str) -> str:
+    return "".join(marks.get(each, each) for each in text if not each.isspace())
+
+
+@given(st.text(letters, max_size=60), st.integers(0, 60), st.integers(1, 60))
+def test_any_part_of_a_text_is_found_however_it_was_reflowed(text: str, at: int, length: int) -> None:
+    part = text[at : at + length]
+    assume(squeezed(part))
+    reflowed = " ".join("".join(marks.get(each, each) for each in part).split())
+    for passage in (part, reflowed, squeezed(part)):
+        place = locate(passage, text)
+        assert place is not None
+        assert squeezed(text[slice(*place)]) == squeezed(passage)
+
+
+@given(st.text(letters, max_size=40), st.text(letters, max_size=6))
+def test_what_is_found_says_the_same_as_the_passage(text: str, passage: str) -> None:
+    place = locate(passage, text)
+    if place is None:
+        assert not squeezed(passage) or squeezed(passage) not in squeezed(text)
+    else:
+        assert 0 <= place[0] < place[1] <= len(text)
+        assert squeezed(text[slice(*place)]) == squeezed(passage)
+
+
+def test_a_quote_is_read_from_its_text_alone_or_from_what_was_stored() -> None:
+    assert Quote.model_validate("word for word") == Quote(text="word for word")
+    placed = Quote(text="a", document="d", start=3, end=4)
+    assert Quote.model_validate(placed.model_dump()) == placed
+    with pytest.raises(ValidationError):
+        Quote.model_validate({"text": "a", "page": 3})

@@ -1,0 +1,113 @@
+"""Integers all the way: a charge never exceeds its bound, and what is affordable is the most that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twolane.domain.records import Message, ModelCall, Price, ReplySchema, Usage
+from twolane.rules.pricing import affordable_tokens, charge, choices, estimate, input_bound, upper_bound
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+prices = st.builds(
+    Price,
+    input=st.integers(0, 10**8),
+    output=st.integers(0, 10**8),
+    cache_read=st.none() | st.integers(0, 10**8),
+    cache_write=st.none() | st.integers(0, 10**8),
+)
+calls = st.builds(
+    ModelCall,
+    messages=st.lists(st.builds(Message, role=st.just("user"), content=texts), min_size=1, max_size=4).map(tuple),
+    model=st.just("m"),
+    max_tokens=st.integers(1, 10_000),
+    schema=st.none() | st.just(ReplySchema("s", {"type": "object"})),
+    extras=st.fixed_dictionaries({}, optional={"n": st.integers(1, 5), "tools": st.just([{"type": "function"}])}),
+)
+
+
+@given(calls, prices, st.data())
+def test_a_charge_never_exceeds_its_bound_when_the_usage_keeps_to_it(call: ModelCall, price: Price, data: st.DataObject) -> None:
+    read = data.draw(st.integers(0, input_bound(call, price.overhead_tokens)))
+    written = data.draw(st.integers(0, call.max_tokens * choices(call.extras)))
+    cached = data.draw(st.none() | st.integers(0, read))
+    stored = data.draw(st.none() | st.integers(0, read))
+    bound = upper_bound(call, price)
+    assert bound.pico is not None
+    assert charge(Usage(read, written, cache_read_tokens=cached, cache_write_tokens=stored), price) <= bound.pico
+    assert read + written <= bound.tokens
+
+
+@given(calls, prices, st.none() | st.integers(0, 10**13), st.none() | st.integers(0, 60_000))
+def test_what_is_affordable_is_the_most_that_fits(call: ModelCall, price: Price, pico: int | None, tokens: int | None) -> None:
+    def fits(count: int) -> bool:
+        bound = upper_bound(dataclasses.replace(call, max_tokens=count), price)
+        assert bound.pico is not None
+        return (pico is None or bound.pico <= pico) and (tokens is None or bound.tokens <= tokens)
+
+    count = affordable_tokens(call, price, pico=pico, tokens=tokens)
+    assert count <= call.max_tokens
+    if count >= 1:
+        assert fits(count)
+        assert count == call.max_tokens or not fits(count + 1)
+    else:
+        assert not fits(1)
+
+
+@given(calls, st.none() | st.integers(0, 60_000))
+def test_without_a_price_only_tokens_bind(call: ModelCall, tokens: int | None) -> None:
+    assert upper_bound(call, None).pico is None
+    count = affordable_tokens(call, None, pico=0, tokens=tokens)
+    assert count == call.max_tokens or (tokens is not None and count < call.max_tokens)
+
+
+def test_a_charge_adds_up_plain_cached_and_written_tokens() -> None:
+    price = Price(input=100, output=1000, cache_read=10, cache_write=125)
+    usage = Usage(10, 3, cache_read_tokens=4, cache_write_tokens=2)
+    assert charge(usage, price) == 4 * 100 + 4 * 10 + 2 * 125 + 3 * 1000
+    assert charge(usage, Price(input=100, output=1000)) == 10 * 100 + 3 * 1000
+
+
+def test_cached_tokens_beyond_the_input_are_not_charged_twice() -> None:
+    price = Price(input=100, output=0, cache_read=10, cache_write=200)
+    assert charge(Usage(5, 0, cache_read_tokens=50, cache_write_tokens=50), price) == 50
+    assert charge(Usage(5, 0, cache_read_tokens=3, cache_write_tokens=50), price) == 30 + 400
+
+
+def test_a_dearer_cache_write_is_in_the_bound() -> None:
+    call = ModelCall((Message("user", "abc"),), "m", 1)
+    assert upper_bound(call, Price(input=100, output=0, cache_write=125)).pico == 125 * input_bound(call)
+
+
+@given(texts)
+def test_input_is_bounded_by_the_bytes_of_everything_the_model_reads(text: str) -> None:
+    plain = ModelCall((Message("user", text),), "m", 1)
+    raw = dataclasses.replace(plain, raw_messages=({"role": "user", "content": text},))
+    told = dataclasses.replace(plain, extras={"tools": [{"name": text}]}, schema=ReplySchema("s", {"const": text}))
+    size = len(text.encode())
+    assert input_bound(plain) >= size + 8
+    assert input_bound(raw) >= size + 8
+    assert input_bound(told) >= 3 * size + 8
+
+
+def test_each_of_n_answers_may_be_as_long() -> None:
+    call = ModelCall((Message("user", "abc"),), "m", 10, extras={"n": 3})
+    one = dataclasses.replace(call, extras={})
+    assert upper_bound(call, None).tokens - upper_bound(one, None).tokens == 20
+
+
+def test_only_a_number_above_one_is_more_than_one_answer() -> None:
+    told = [None, 0, 1, True, "3", -2, float("nan"), float("inf"), 2, 2.0, 2.5]
+    assert [choices({"n": value}) for value in told] == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3]
+
+
+@given(calls, st.integers(0, 10**6), prices)
+def test_an_estimate_says_so_and_stays_within_the_bound(call: ModelCall, output_bytes: int, price: Price) -> None:
+    usage = estimate(call, output_bytes)
+    bound = upper_bound(call, price)
+    assert usage.estimated
+    assert usage.input_tokens + usage.output_tokens <= bound.tokens
+    assert bound.pico is not None
+    assert charge(usage, price) <= bound.pico
