@@ -10,7 +10,7 @@ import json
 import sqlite3
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -127,8 +127,8 @@ def schema_page() -> str:
         "# The store\n",
         "Tables may change between releases; the view `trace_steps` is a public contract.\n",
         "## trace_steps\n",
-        "One row for each attempt that left the house or was answered from a memo, read from the ledger itself. NULL is "
-        "unknown, which is not zero.\n",
+        "One row for each attempt that left the house or was answered from a memo, read from the ledger itself. NULL "
+        "is unknown, which is not zero.\n",
         table(("column", "what it is"), rows),
         "## The schema\n",
         fenced("sql", sql),
@@ -195,7 +195,7 @@ def code(text: str) -> str:
     return f"`{text}`"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)) + "\n"
 

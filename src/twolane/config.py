@@ -121,7 +121,7 @@ class UpstreamSection(Section):
             if "@" in self.url.split("/", 3)[2]:
                 raise ValueError('a url holds no user and no password: write key = "env:NAME" or "file:PATH"')
             if "@" in self.url.partition("://")[2].partition("/")[0]:
-                raise ValueError("the url holds a user or password: give the key as key = \"env:NAME\"")
+                raise ValueError('the url holds a user or password: give the key as key = "env:NAME"')
             if not self.model:
                 raise ValueError('kind = "openai" needs model = "…", the server\'s own name of it')
         elif self.url or self.key:
@@ -320,8 +320,9 @@ def _override(table: dict[str, Any], environment: Mapping[str, str]) -> None:
 
 
 def _explain(error: ValidationError, table: Mapping[str, object]) -> str:
-    """The first problem in one sentence: key, what is wrong, nearest match."""
-    first = error.errors()[0]
+    """One problem in a sentence: key, what is wrong, nearest match. A misspelt key first: what is missing may be it."""
+    problems = error.errors()
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":

@@ -173,7 +173,10 @@ class DocumentRefused(TwolaneError):
 
 
 class UpstreamError(TwolaneError):
-    """The upstream failed before or during its answer. `status` is its HTTP status, None when no answer came.
+    """The upstream failed before or during its answer. `http_status` is its status, None when no answer came.
+
+    `problem` is our own wording and may enter the ledger; `detail` is the upstream's, which may echo what it was asked,
+    and is for the caller alone.
 
     `is_gone` says that it could not be reached at all: a run pauses, since its items are not at fault.
     """
@@ -189,12 +192,14 @@ class UpstreamError(TwolaneError):
         retryable: bool = False,
         is_gone: bool = False,
         retry_after_s: float | None = None,
+        detail: str = "",
     ) -> None:
+        self.problem, self.detail = problem, detail
         self.upstream, self.http_status, self.retryable = upstream, http_status, retryable
         self.is_gone, self.retry_after_s = is_gone, retry_after_s
         self.status = http_status if http_status is not None and 400 <= http_status < 500 else 502
         self.should_retry = retryable
-        super().__init__(f"upstream {upstream}: {problem}")
+        super().__init__(f"upstream {upstream}: {problem}" + (f": {detail}" if detail else ""))
 
 
 class LedgerBroken(TwolaneError):

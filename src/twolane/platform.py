@@ -9,6 +9,8 @@ async with await Platform.open("twolane.toml") as platform:
 from __future__ import annotations
 
 import importlib
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,7 @@ from twolane.store.sqlite import SQLiteStore
 __all__ = ["Platform", "RunSummary", "verify_store", "with_store"]
 
 TENANT = "default"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Platform:
@@ -40,7 +43,11 @@ class Platform:
 
     @classmethod
     async def open(
-        cls, config: Config | Path | str | None = None, *, models: dict[str, Model] | None = None
+        cls,
+        config: Config | Path | str | None = None,
+        *,
+        models: dict[str, Model] | None = None,
+        can_call: bool = True,
     ) -> Platform:
         """Open by a configuration or the path of one; None finds it as the command line does.
 
@@ -48,7 +55,7 @@ class Platform:
             ConfigError, StoreError: see `config.load` and `kernel.Kernel.open`.
         """
         config = config if isinstance(config, Config) else configuration.load(config)
-        return cls(await Kernel.open(config, models=models))
+        return cls(await Kernel.open(config, models=models, can_call=can_call))
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,6 +86,8 @@ class Platform:
         name, workflow = self._flow(flow)
         options = _read_options(options or {})
         _check_options(workflow, options)
+        if not _NAME.fullmatch(tenant):
+            raise UsageError(f"{tenant!r} is no name of a tenant", hint="Letters, digits, dots, dashes, underscores")
         pico = None if budget is None else _budget(budget, self.kernel.config.currency)
         sources = read_sources(inputs)
         return await runs.create(
@@ -125,6 +134,12 @@ class Platform:
         await self.kernel.switches.reset(f"run:{run}", cause="resumed", actor="run resume")
         if quarantined:
             await self.kernel.store.write(lambda tx: tx.run("requeue_items", run=run))
+
+    async def give_up(self, run: str, reason: str) -> None:
+        """A run that is still queued after its worker ended would be taken again for ever: it has failed."""
+        await self.kernel.store.write(
+            lambda tx: tx.run("fail_queued_run", id=run, reason=reason, now=time.time_ns() // 1000)
+        )
 
     def summary(self, run: str) -> RunSummary:
         """What is known of a run now."""

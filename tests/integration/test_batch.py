@@ -127,7 +127,12 @@ def leaves(platform: Platform, run: str, kind: str = "step") -> list[dict[str, A
 
 
 def quarantine(platform: Platform, run: str) -> dict[str, Any]:
-    return {row["name"]: row for row in platform.kernel.store.all("quarantined", run=run)}
+    rows = platform.kernel.store.all("quarantined", run=run)
+    kernel = platform.kernel
+    return {
+        row["name"]: {**row, "problems": json.dumps([[p.pointer, p.text] for p in runs.problems_of(kernel, row)])}
+        for row in rows
+    }
 
 
 def by_agent(summary: RunSummary, figure: str = "calls") -> dict[str, object]:
@@ -716,6 +721,20 @@ async def test_ids_of_every_kind_have_whole_reports_under_names_of_their_own() -
 def test_a_cell_that_a_spreadsheet_would_calculate_is_kept_from_it(cell: str) -> None:
     (line,) = csv.DictReader(io.StringIO(runs._csv([{"text": cell}]).decode(), newline=""))
     assert line["text"] == "'" + cell.replace("\r", "\n")
+
+
+async def test_reports_that_cannot_be_written_stop_the_run_and_blame_no_item(tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    async with Rehearsal(SCRIPT) as platform:
+        run = await platform.start(AUDIT, documents(6), reports=str(blocked / "reports"))
+        summary = await platform.work(run, flow=AUDIT)
+        assert (summary.status, summary.exit_code, summary.items["quarantined"]) == ("stopped", 1, 0)
+        assert "report" in summary.reason
+        blocked.unlink()
+        again = await resume(platform, run)
+        assert (again.status, again.items["done"], again.calls) == ("done", 6, 24)
+        assert len(list((blocked / "reports").glob("*.json"))) == 6
 
 
 async def test_an_item_name_that_stands_twice_is_refused_before_anything_is_written() -> None:

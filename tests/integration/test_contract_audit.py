@@ -8,18 +8,26 @@ import gzip
 import json
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from twolane import ConfigError, Document, Platform, RunSummary
 from twolane import config as configuration
+from twolane.batch import run as runs
+from twolane.domain.records import Message, ModelCall, ReplySchema, Usage
 from twolane.flows.contract_audit import Report, audit, load_policy
 from twolane.flows.questions import QUESTIONS
 from twolane.knowledge.ingest import read_documents, read_sources
+from twolane.models.rehearsal import instance_for
+from twolane.models.sse import DONE, Chunks
+from twolane.store import Row
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -74,6 +82,10 @@ class Audited:
         self.summary, self.quarantined, self.reports = summary, quarantined, reports_of(summary)
 
 
+def told(platform: Platform, row: Row) -> str:
+    return json.dumps([[problem.pointer, problem.text] for problem in runs.problems_of(platform.kernel, row)])
+
+
 @pytest.fixture(scope="module")
 def audited(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Audited:
     async def run() -> Audited:
@@ -81,7 +93,7 @@ def audited(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Audited
             summary = await platform.run("contract-audit", [str(examples)], budget="$1")
             rows = platform.kernel.store.all("quarantined", run=summary.run)
             assert platform.verify().ok
-            return Audited(summary, {row["name"]: [row["agent"], row["problems"]] for row in rows})
+            return Audited(summary, {row["name"]: [row["agent"], told(platform, row)] for row in rows})
 
     return asyncio.run(run())
 
@@ -94,7 +106,7 @@ def test_the_examples_are_audited_and_exactly_the_two_that_are_no_contracts_are_
     assert agent == ""
     assert "it is a scan. Run OCR on it" in problems
     agent, problems = audited.quarantined["24-page-two-of-three.txt"]
-    assert agent == "planner"
+    assert agent in ("planner", "extractor")
     assert json.loads(problems)[0][0] == "/parties"
 
 
@@ -124,7 +136,7 @@ def test_decisions_follow_from_the_findings(audited: Audited) -> None:
     assert decisions <= {"accept", "negotiate", "reject"}
     assert len(decisions) > 1
     for report in audited.reports.values():
-        severe = [f for f in report["findings"] if f["status"] == "breach" and f["severity"] in ("critical",)]
+        severe = [f for f in report["findings"] if f["status"] == "breach" and f["severity"] == "critical"]
         assert not severe or report["decision"] == "reject"
 
 
@@ -148,7 +160,7 @@ async def test_a_policy_of_ones_own_costs_no_second_extraction(
     ("options", "words"),
     [
         ({"policy": "rule = ["}, "policy: it is not valid TOML"),
-        ({"policy": 'name = "x"\nversion = "1"\n[[rule]]\nid = "a"\nquestion = "nonsense"'}, "nonsense"),
+        ({"policy": 'name = "x"\nversion = "1"\n[[rule]]\nid = "a"'}, "rule a: the rule lacks title"),
         ({"policy": "@/nowhere/policy.toml"}, "--with policy: /nowhere/policy.toml cannot be read"),
         ({"polcy": "x"}, "contract-audit has no option 'polcy'; there is: policy"),
     ],
@@ -202,6 +214,35 @@ async def upstream(repository: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
+@pytest.fixture
+async def quoting_upstream() -> AsyncIterator[str]:
+    """The same dialect from a server of our own, whose replies quote the document: they pass."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        messages = tuple(Message(each["role"], each["content"]) for each in body["messages"])
+        asked = body["response_format"]["json_schema"]
+        call = ModelCall(
+            messages, body["model"], body["max_tokens"], schema=ReplySchema(asked["name"], asked["schema"])
+        )
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        chunks = Chunks(body["model"])
+        for block in (
+            chunks.chunk(instance_for(call), role="assistant"),
+            chunks.chunk(finish_reason="stop"),
+            chunks.usage(Usage(1_000, 100)),
+            DONE,
+        ):
+            await response.write(block)
+        return response
+
+    application = web.Application(client_max_size=2**26)
+    application.router.add_post("/v1/chat/completions", answer)
+    async with TestServer(application, skip_url_asserts=True) as server:
+        yield str(server.make_url("/v1"))
+
+
 UPSTREAM = """
 [route.auto]
 light = "other"
@@ -231,14 +272,26 @@ async def test_any_other_upstream_is_one_line_of_configuration(
         for row in platform.kernel.store.all("quarantined", run=summary.run):
             assert row["agent"] in ("planner", "extractor", "verifier", "synthesizer")
             assert json.loads(row["problems"])
-            assert row["reply"] is not None
         assert platform.verify().ok
 
 
+async def test_another_upstream_whose_replies_pass_finishes_the_audit(
+    examples: Path, documents: dict[str, Document], quoting_upstream: str, tmp_path: Path
+) -> None:
+    some = [str(path) for path in sorted(examples.glob("*.txt"))[:4]]
+    async with await open_in(tmp_path, UPSTREAM.format(url=quoting_upstream, model="any")) as platform:
+        summary = await platform.run("contract-audit", some, budget="$1")
+        assert summary.status == "done"
+        assert summary.items["done"] >= 2  # the others name neither parties nor a date, by the draw of the replies
+        assert {row["status"] for row in platform.kernel.store.all("steps_of_run", run=summary.run)} == {"ok"}
+        assert Decimal(summary.cost) == summary.calls * (1_000 * Decimal("0.05") + 100 * Decimal("0.08")) / 10**6
+        assert check_quotes(reports_of(summary), documents) > 4
+        assert (await platform.run("contract-audit", some)).calls == 0
+
+
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TWOLANE_CONFIG", raising=False)
-    yield
 
 
 def test_the_examples_can_be_read_by_those_who_need_every_document(examples: Path) -> None:

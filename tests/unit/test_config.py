@@ -65,7 +65,9 @@ def test_a_name_of_the_file_wins_over_the_built_in_one() -> None:
 
 
 @pytest.mark.parametrize("is_named_by_environment", [True, False])
-def test_a_named_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch, is_named_by_environment: bool) -> None:
+def test_a_named_file_that_is_missing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, is_named_by_environment: bool
+) -> None:
     if is_named_by_environment:
         monkeypatch.setenv("TWOLANE_CONFIG", "other.toml")
     with pytest.raises(ConfigError, match=r"other\.toml: there is no such file. Make one with: twolane init"):
@@ -84,7 +86,11 @@ def test_a_named_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatc
         (SMALL + "timeout = { first_token = 3 }", "upstream.small.timeout.first_token", "first_token_s"),
         (SMALL + "limit = { contxt = 300 }", "upstream.small.limit.contxt", "context"),
         ('[route.r]\nlight = "extractive"\nfalback = []', "route.r.falback", "fallback"),
-        ('[route.r]\nlight = "extractive"\n[[route.r.rule]]\nwhen = {}\nuses = "extractive"', "route.r.rule.0.uses", "use"),
+        (
+            '[route.r]\nlight = "extractive"\n[[route.r.rule]]\nwhen = {}\nuses = "extractive"',
+            "route.r.rule.0.uses",
+            "use",
+        ),
         ('[budget."tenant:legal"]\nmony = "5"', "budget.tenant:legal.mony", "money"),
     ],
 )
@@ -218,7 +224,9 @@ def test_a_variable_that_only_starts_alike_is_nobodys_business(monkeypatch: pyte
         ("TWOLANE_UPSTREAM__SMALL__KEY", SECRET, "by reference only"),
     ],
 )
-def test_a_wrong_variable_is_refused_like_a_wrong_key(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+def test_a_wrong_variable_is_refused_like_a_wrong_key(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
     monkeypatch.setenv(name, value)
     message = refusal('store = "sqlite:x.db"' + SMALL)
     assert words in message

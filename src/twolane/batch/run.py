@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import functools
 import hashlib
 import importlib
 import io
@@ -30,6 +31,7 @@ from twolane.batch.workflow import Workflow
 from twolane.config import near
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
+from twolane.domain.records import Subject
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.knowledge.ingest import Source
@@ -42,6 +44,8 @@ FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
 TABLE = "table.csv"
+SLICE = 100
+"""Items written in one transaction."""
 FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 """What spreadsheets begin a formula with, as OWASP lists it."""
 MAX_NAME = 200
@@ -144,9 +148,11 @@ async def create(
     tenant: str,
     reports: Path | None = None,
 ) -> str:
-    """Write a new run with all its items, in a seeded random order, in one transaction. Its id.
+    """Write a new run with all its items, in a seeded random order. Its id.
 
-    Length order would make every live forecast wrong, so the order is a seeded permutation.
+    Length order would make every live forecast wrong, so the order is a seeded permutation. Items are written a slice
+    at a time, so that nobody online waits for a large run; until the last one and the budget are there, the run is
+    `writing` and no worker takes it.
     """
     run, seed = f"r{secrets.token_hex(5)}", secrets.randbits(32)
     order = list(sources)
@@ -157,44 +163,66 @@ async def create(
         {"with": dict(options), "reports": str(folder.absolute()), "seed": seed, "workflow_version": flow.version}
     ).decode()
 
-    def work(tx: Transaction) -> None:
-        now_us = time.time_ns() // 1000
-        tx.run("add_run", id=run, tenant=tenant, flow=flow_name, workflow=flow.name, options=kept, created=now_us)
-        for position, (source, body, problem) in enumerate(prepared):
-            subject = kernel.subject(tx, tenant, source.id)
-            body_id = None if body is None else tx.run("add_body", subject=subject.id, sealed=seal(subject, body))
-            problems = orjson.dumps([[problem.pointer, problem.text]] if problem else []).decode()
-            tx.run(
-                "add_item",
-                run=run,
-                position=position,
-                name=source.id,
-                subject=subject.id,
-                source=body_id,
-                status="quarantined" if problem else "queued",
-                problems=problems,
-            )
-            if problem:
-                ledger.append(tx, handoff_entry(run, tenant, subject.id, "ingest", [problem], now_us))
-        ledger.append(
-            tx,
-            {
-                "v": 1,
-                "kind": "run",
-                "run": run,
-                "tenant": tenant,
-                "workflow": flow.name,
-                "event": "created",
-                "version": flow.version,
-                "items": len(prepared),
-                "at_us": now_us,
-            },
+    now_us = time.time_ns() // 1000
+    await kernel.store.write(
+        lambda tx: tx.run(
+            "add_run", id=run, tenant=tenant, flow=flow_name, workflow=flow.name, options=kept, created=now_us
         )
-
-    await kernel.store.write(work)
+    )
+    for first in range(0, len(prepared), SLICE):
+        part = prepared[first : first + SLICE]
+        await kernel.store.write(functools.partial(_add_items, kernel, run, tenant, part, first))
     if budget_pico is not None:
         await kernel.treasury.set_budget(f"run:{run}", period="total", pico=budget_pico, tokens=None, actor="run start")
+    created = {
+        "v": 1, "kind": "run", "run": run, "tenant": tenant, "workflow": flow.name, "event": "created",
+        "version": flow.version, "items": len(prepared), "at_us": now_us,
+    }  # fmt: skip
+
+    def release(tx: Transaction) -> None:
+        tx.run("queue_run", id=run)
+        ledger.append(tx, created)
+
+    await kernel.store.write(release)
     return run
+
+
+def _add_items(
+    kernel: Kernel,
+    run: str,
+    tenant: str,
+    prepared: Sequence[tuple[Source, bytes | None, Problem | None]],
+    first: int,
+    tx: Transaction,
+) -> None:
+    for position, (source, body, problem) in enumerate(prepared, first):
+        subject = kernel.subject(tx, tenant, source.id)
+        tx.run(
+            "add_item",
+            run=run,
+            position=position,
+            name=source.id,
+            subject=subject.id,
+            source=None if body is None else tx.run("add_body", subject=subject.id, sealed=seal(subject, body)),
+            status="quarantined" if problem else "queued",
+            problems=keep_problems(tx, subject, [problem]) if problem else None,
+        )
+        if problem:
+            now_us = time.time_ns() // 1000
+            ledger.append(tx, handoff_entry(run, tenant, subject.id, "ingest", [problem], now_us))
+
+
+def keep_problems(tx: Transaction, subject: Subject, problems: Sequence[Problem]) -> int:
+    """Keep why an item is in quarantine, sealed: the words may quote the document. The body's id."""
+    words = orjson.dumps([[problem.pointer, problem.text] for problem in problems])
+    return tx.run("add_body", subject=subject.id, sealed=seal(subject, words))
+
+
+def problems_of(kernel: Kernel, item: Row) -> list[Problem]:
+    """Why an item is, or was last, in quarantine."""
+    if item["problems"] is None:
+        return []
+    return [Problem(*each) for each in orjson.loads(read_body(kernel, item["problems"]))]
 
 
 def handoff_entry(
@@ -245,14 +273,16 @@ def summary(kernel: Kernel, run: str) -> RunSummary:
     row = find(kernel, run)
     counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
     totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
-    seconds = row["seconds"]
-    if row["status"] == "running" and kernel.presence.is_alive(row["owner"]):
+    status, reason, seconds = row["status"], row["reason"], row["seconds"]
+    if status == "running" and kernel.presence.is_alive(row["owner"]):
         seconds += max(0.0, time.time() - row["began"] / 1e6)
+    elif status == "running":
+        status, reason = "stopped", "interrupted: its worker is gone"
     return RunSummary(
         run=run,
         flow=row["flow"],
-        status=row["status"],
-        reason=row["reason"],
+        status=status,
+        reason=reason,
         items={
             "total": sum(counts.values()),
             "done": counts.get("done", 0),
@@ -320,7 +350,7 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
 def write_report(kernel: Kernel, run_row: Row, item: Row, result: Any) -> None:  # Any: the workflow's own model
     """`<percent-encoded item id>.json`, and `.md` where the result offers one; each whole or not at all."""
     folder = Path(options_of(run_row)["reports"])
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = report_name(item["name"])
     fields = {
         "run": run_row["id"],
@@ -349,7 +379,7 @@ def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
     """
     row = find(kernel, run)
     folder = Path(options_of(row)["reports"])
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     rows: list[Mapping[str, object]] = []
     for position in kernel.store.all("positions", run=run, status="done"):
         item = kernel.store.all("items", run=run, first=position["position"], last=position["position"])[0]

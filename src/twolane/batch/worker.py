@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ CHUNK = 25
 """Items of one chunk."""
 IN_FLIGHT_PER_SLOT = 2
 """Items under way for each batch slot: enough to keep every slot busy while others wait for commits."""
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 256
+"""Bounds the memory of a run: each item under way holds its document."""
 STOPPED, FAILED = "stopped", "failed"
 
 
@@ -83,6 +85,7 @@ class Worker:
         attempt = await self._take()
         try:
             path = queue_path(kernel.store_path)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             async with await Queue.open(path, self.run_id, executor_id=kernel.presence.name, work=self._work) as queue:
                 await queue.take_over(self._alive())
                 await self._drain(queue, attempt)
@@ -141,10 +144,13 @@ class Worker:
 
     async def _end(self, seconds: float) -> None:
         """done, or what stopped it; reports first, so that a run that says done has them all."""
+        try:
+            runs.finish_reports(self.kernel, self.flow, self.run_id)
+        except OSError as error:
+            self._halt(Stop(STOPPED, f"store: the reports cannot be written: {error}. Free the disk and resume"))
         status, reason = ("done", "") if self._stop is None else (self._stop.status, self._stop.reason)
         if self.pilot_only and self._stop is None:
             status, reason = STOPPED, "forecast: only its pilot was run"
-        runs.finish_reports(self.kernel, self.flow, self.run_id)
 
         def work(tx: Transaction) -> None:
             tx.run(
@@ -176,9 +182,15 @@ class Worker:
         return [each["owner"] for each in row if each["owner"] and self.kernel.presence.is_alive(each["owner"])]
 
     def _width(self) -> int:
-        """How many items are under way at once."""
+        """How many items are under way at once: enough for every batch slot there is."""
         slots = sum(section.slots.batch for section in self.kernel.config.upstream.values())
         return max(1, min(MAX_IN_FLIGHT, slots * IN_FLIGHT_PER_SLOT))
+
+    def _slots(self) -> int:
+        """The batch slots of the upstreams this run has used so far."""
+        used = {row["upstream"] for row in self.kernel.store.all("upstreams_of_run", run=self.run_id)}
+        sections = self.kernel.config.upstream.items()
+        return max(1, sum(section.slots.batch for name, section in sections if name in used))
 
     # ── forecast ──
 
@@ -217,16 +229,19 @@ class Worker:
 
     def _said(self, pilot: Sequence[int], rest: int, elapsed_s: float) -> dict[str, object]:
         names = {self._row(position)["subject"]: position for position in pilot}
-        costs, calls = dict.fromkeys(pilot, 0), dict.fromkeys(pilot, 0)
-        for step in self.kernel.store.all("paid_by_item", run=self.run_id):
-            if step["item"] in names:
-                costs[names[step["item"]]] += step["cost_pico"]
-                calls[names[step["item"]]] += step["calls"]
-        cost = forecast.spread([float(value) for value in costs.values()], rest)
-        count = forecast.spread([float(value) for value in calls.values()], rest)
-        work = forecast.spread([self._seconds[position] for position in pilot], rest)
-        longest = max((self._seconds[position] for position in pilot), default=0.0)
-        span = forecast.makespan(work, slots=min(self._width(), max(1, rest + len(pilot))), longest=longest)
+        paid = {names[row["item"]]: row for row in self.kernel.store.all("paid_by_item", run=self.run_id)
+                if row["item"] in names}  # fmt: skip
+
+        def measured(column: str) -> list[float]:
+            return [float(paid[position][column]) if position in paid else 0.0 for position in pilot]
+
+        cost = forecast.spread(measured("cost_pico"), rest)
+        count = forecast.spread(measured("calls"), rest)
+        busy = [value / 1e6 for value in measured("total_us")]
+        work = forecast.spread(busy, rest)
+        span = forecast.makespan(
+            work, slots=min(self._slots(), max(1, rest + len(pilot))), longest=max(busy, default=0.0)
+        )
         return {
             "calls": round(count.mid),
             "cost": {name: decimal_string(round(getattr(cost, name))) for name in ("low", "mid", "high")},
@@ -319,7 +334,12 @@ class Worker:
             tx.run("finish_item", run=self.run_id, position=row["position"], output=body)
 
         await self.kernel.store.write(work)
-        await asyncio.to_thread(runs.write_report, self.kernel, runs.find(self.kernel, self.run_id), row, value)
+        try:
+            await asyncio.to_thread(runs.write_report, self.kernel, runs.find(self.kernel, self.run_id), row, value)
+        except OSError as error:  # the disk's fault and not the item's, which is done: its report is made up for later
+            raise StoreError(
+                f"the report of {row['name']} cannot be written: {error}. Free the disk and resume"
+            ) from None
 
     async def _quarantine(self, row: Row, item: Item | None, error: Exception) -> None:
         agent = error.agent if isinstance(error, HandoffRefused) else ""
@@ -329,11 +349,11 @@ class Worker:
         subject = self._subject(row)
         refused = item.refused_replies.get(agent) if item else None
         reply = None if refused is None else seal(subject, refused.encode())
-        kept = orjson.dumps([[problem.pointer, problem.text] for problem in problems]).decode()
         tenant = runs.find(self.kernel, self.run_id)["tenant"]
 
         def work(tx: Transaction) -> None:
             body = None if reply is None else tx.run("add_body", subject=subject.id, sealed=reply)
+            kept = runs.keep_problems(tx, subject, problems)
             tx.run("quarantine_item", run=self.run_id, position=row["position"], agent=agent, problems=kept, reply=body)
             now_us = time.time_ns() // 1000
             ledger.append(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ from pydantic import BaseModel
 
 from twolane.domain.canonical import commitment
 from twolane.domain.completion import Completion
-from twolane.domain.document import Document
-from twolane.domain.money import Money
+from twolane.domain.document import Document, as_data
+from twolane.domain.money import Money, named_currency
 from twolane.domain.records import Lane, Message, ModelCall, Origin, ReplySchema, Status, Subject
 from twolane.domain.schema import judge, reply_schema, revive
 from twolane.errors import ConfigError, HandoffRefused, Problem, UpstreamError
@@ -57,20 +56,6 @@ class Prompt:
         return (Message("system", self.system), *middle, Message("user", self.user))
 
 
-_MARK = re.compile(r"<(?=\s*/?\s*document)", re.IGNORECASE)
-_IN_NAME = str.maketrans('"<>', "'‹›")
-
-
-def as_data(document: Document) -> str:
-    """A document as a message holds it: marked as data, and unable to end its own mark or to open another.
-
-    A mark inside the text gets a zero-width space after its `<`, which the look-up of quotes ignores.
-    """
-    name = "".join(mark if mark.isprintable() else " " for mark in document.id).translate(_IN_NAME)
-    text = _MARK.sub("<\u200b", document.text)
-    return f'<document id="{name}">\n{text}\n</document>'
-
-
 @dataclass(frozen=True)
 class Agent(Generic[P, R]):
     """A named pure function from typed inputs to a prompt, with the schema of its reply."""
@@ -102,7 +87,13 @@ def agent(
 
     `allowance` ("$0.02") is the most money that one step, repairs included, may reserve; `repairs` is how often a
     refused reply is asked for again, with the problems named.
+
+    Raises:
+        UsageError: the allowance is not an amount of money.
     """
+
+    if allowance is not None:
+        Money.parse(allowance, named_currency(allowance) or "USD")
 
     def make(prompt: Callable[P, Prompt]) -> Agent[P, R]:
         return Agent(name or prompt.__name__, prompt, returns, route, allowance, repairs)
@@ -273,6 +264,7 @@ class Item:
         request = self._request(agent, prompt)
         if memo is not None:
             if not self._is_plan:
+                self._kernel.switches.check(request.origin.scopes())
                 self._reuse(memo, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:

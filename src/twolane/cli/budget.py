@@ -32,7 +32,7 @@ def set_(
         raise UsageError(f"--tokens {tokens}: a limit is not negative")
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             pico = None if money is None else Money.parse(money, platform.kernel.config.currency).pico
             await platform.kernel.treasury.set_budget(
                 scope, period=period, pico=pico, tokens=tokens, actor="budget set"
@@ -55,7 +55,7 @@ def list_(config: ConfigOption = None, is_json: JsonOption = False) -> None:
     """Every limit, with what is spent, held and left in its period."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             rows = []
             for account in await platform.kernel.treasury.all_accounts():
                 row: dict[str, object] = {"scope": account.scope, "period": account.window}

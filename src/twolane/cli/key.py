@@ -72,7 +72,7 @@ def _with_kernel(config: str | None, work: Callable[[Kernel], Awaitable[T]]) -> 
     from twolane.kernel import Kernel
 
     async def go() -> T:
-        kernel = await Kernel.open(load_config(config))
+        kernel = await Kernel.open(load_config(config), can_call=False)
         try:
             return await work(kernel)
         finally:

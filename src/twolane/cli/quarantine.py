@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import orjson
 import typer
 
 from twolane.batch import run as runs
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, run, table
-from twolane.errors import NotFound
+from twolane.errors import NotFound, Problem
 from twolane.platform import Platform
 
 app = new_app("Items whose handoff was refused: list, show, release.")
@@ -24,19 +23,19 @@ def list_(of_run: RunOption = None, config: ConfigOption = None, is_json: JsonOp
     """What is in quarantine, and why."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             if of_run is not None:
                 runs.find(platform.kernel, of_run)
             rows = []
             for row in platform.kernel.store.all("quarantined", run=of_run):
-                first = (orjson.loads(row["problems"]) or [["", "no reason kept"]])[0]
+                first = next(iter(runs.problems_of(platform.kernel, row)), Problem("", "no reason was kept"))
                 rows.append(
                     {
                         "run": row["run"],
                         "item": row["name"],
                         "agent": row["agent"],
-                        "pointer": first[0],
-                        "problem": first[1],
+                        "pointer": first.pointer,
+                        "problem": first.text,
                     }
                 )
             head = ("run", "item", "agent", "pointer", "problem")
@@ -51,20 +50,21 @@ def show(of_run: RunId, item: ItemId, config: ConfigOption = None, is_json: Json
     """One item: every problem, the reply that was refused, and the start of its document."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             row = runs.item(platform.kernel, of_run, item)
+            problems = runs.problems_of(platform.kernel, row)
             reply = runs.read_body(platform.kernel, row["reply"]).decode() if row["reply"] else None
             answer = {
                 "run": of_run,
                 "item": item,
                 "status": row["status"],
                 "agent": row["agent"],
-                "problems": [{"pointer": each[0], "problem": each[1]} for each in orjson.loads(row["problems"])],
+                "problems": [{"pointer": each.pointer, "problem": each.text} for each in problems],
                 "reply": reply,
                 "is_readable": row["source"] is not None,
             }
             lines = [f"run {of_run}, item {item}: {row['status']}"]
-            lines += [f"  {each[0] or '/'}: {each[1]}" for each in orjson.loads(row["problems"])]
+            lines += [f"  {each}" for each in problems]
             lines += ["", f"reply of {row['agent']}:", reply] if reply else []
             lines += ["", f"Fix it, then: twolane quarantine release {of_run} {item}"] if row["source"] else []
             emit(is_json, answer, lines)
@@ -82,7 +82,7 @@ def release(
     """Queue items again; the next `run resume` works on them."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             runs.find(platform.kernel, of_run)
             names = items or [row["name"] for row in platform.kernel.store.all("quarantined", run=of_run)]
             released = []

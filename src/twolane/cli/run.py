@@ -96,6 +96,17 @@ def resume(
     raise typer.Exit(run(go()))
 
 
+@app.command(hidden=True)
+def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
+    """Work on a queued run as it is: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
+
+    async def go() -> int:
+        async with await Platform.open(load_config(config)) as platform:
+            return _show(await platform.work(identity), is_json)
+
+    raise typer.Exit(run(go()))
+
+
 @app.command(name="list")
 def list_(
     count: Annotated[int, typer.Option(help="how many, newest first")] = 50,
@@ -105,7 +116,7 @@ def list_(
     """Runs, newest first."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             rows = [
                 {
                     "run": row["id"],
@@ -129,7 +140,7 @@ def show(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fal
     """What is known of a run: items, calls, tokens, cost by agent, forecast, reports."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             summary = platform.summary(identity)
             emit(is_json, summary.fields(), summary_lines(summary))
 
@@ -141,7 +152,7 @@ def watch(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fa
     """Follow a run until it ends."""
 
     async def go() -> int:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             summary = platform.summary(identity)
             if summary.status in ("queued", "running"):
                 await _follow(platform, identity, is_json=is_json)
@@ -160,7 +171,7 @@ def kill(
     """Stop a run now: nothing new leaves, and what is in flight is closed. `resume` goes on from there."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             answer = await platform.kill(identity, cause=reason)
             line = (
                 f"run {identity}: {answer['status']}, {answer['stopped_steps']} steps closed in {answer['seconds']} s"

@@ -23,7 +23,7 @@ def list_(config: ConfigOption = None, is_json: JsonOption = False) -> None:
     """What is stopped."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             rows = [
                 {
                     "scope": row["scope"],
@@ -52,7 +52,7 @@ def trip(
     name = _scope(scope, everything)
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             await platform.kernel.switches.trip(name, cause=reason, actor="switch trip")
             emit(
                 is_json, {"scope": name, "tripped": True}, [f"{name} is stopped. Reset it: twolane switch reset {name}"]
@@ -69,7 +69,7 @@ def reset(
     name = _scope(scope, everything)
 
     async def go() -> None:
-        async with await Platform.open(load_config(config)) as platform:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
             if not await platform.kernel.switches.reset(name, cause="reset by a person", actor="switch reset"):
                 raise NotFound(f"{name} is not stopped")
             emit(is_json, {"scope": name, "tripped": False}, [f"{name} may work again."])

@@ -33,7 +33,8 @@ def work(
             while not stop.is_set():
                 row = platform.kernel.store.one("queued_runs")
                 if row is not None:
-                    await _run(row["id"], config, stop)
+                    code = await _run(row["id"], config, stop)
+                    await platform.give_up(row["id"], f"its worker ended with {code} before it began")
                 elif once:
                     return
                 else:
@@ -42,8 +43,8 @@ def work(
     run(go())
 
 
-async def _run(identity: str, config: str | None, stop: asyncio.Event) -> None:
-    arguments = ["-m", "twolane", "run", "resume", identity, *(["--config", config] if config else [])]
+async def _run(identity: str, config: str | None, stop: asyncio.Event) -> int:
+    arguments = ["-m", "twolane", "run", "work", identity, *(["--config", config] if config else [])]
     child = await asyncio.create_subprocess_exec(sys.executable, *arguments)
     stopping = asyncio.ensure_future(stop.wait())
     ended = asyncio.ensure_future(child.wait())
@@ -52,6 +53,7 @@ async def _run(identity: str, config: str | None, stop: asyncio.Event) -> None:
         child.send_signal(signal.SIGINT)
         await ended
     stopping.cancel()
+    return child.returncode or 0
 
 
 async def _pause(stop: asyncio.Event) -> None:

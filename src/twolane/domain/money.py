@@ -59,6 +59,12 @@ class Money:
         return f"${text}" if self.currency == "USD" else f"{text} {self.currency}"
 
 
+def named_currency(text: str) -> str | None:
+    """The currency an amount names by its code or sign, None where it names none."""
+    match = _AMOUNT.fullmatch(text)
+    return None if match is None else (match["code"] or _SIGNS.get(match["sign"] or "") or "").upper() or None
+
+
 def decimal_string(pico: int) -> str:
     """Picounits as an exact decimal string with at least two places: 10_500_000_000 → "0.0105"."""
     sign, pico = ("-", -pico) if pico < 0 else ("", pico)

@@ -39,6 +39,8 @@ class Status(StrEnum):
     """The client went away."""
     KILLED = "killed"
     """A switch closed it."""
+    UNREACHED = "unreached"
+    """It never left the house: no connection could be made, or it was given up before it was sent. Cost 0."""
     IN_DOUBT = "in_doubt"
     """A crash hid its end; charged at its bound."""
 
@@ -57,6 +59,8 @@ class ReplySchema:
 
     name: str
     schema: Mapping[str, object]
+    is_strict: bool = True
+    """Ask servers that can for replies that keep to it to the letter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,19 +39,19 @@ class Kernel:
     upstreams: dict[str, Upstream]
 
     @classmethod
-    async def open(cls, config: Config, *, models: dict[str, Model] | None = None) -> Kernel:
+    async def open(cls, config: Config, *, models: dict[str, Model] | None = None, can_call: bool = True) -> Kernel:
         """Open the store (made on first use) and every upstream, and settle what dead processes left in doubt.
 
-        `models` replaces the adapters of upstreams by name; for tests and rehearsals.
+        `models` replaces the adapters of upstreams by name; for tests and rehearsals. Without `can_call` no upstream is
+        opened and no secret is needed: for those who only look, or stop what others do.
 
         Raises:
             ConfigError: a secret is missing, or a built-in model does not know an option.
             StoreError: see `store.sqlite` and `store.vault`.
         """
         path = config.store_path()
-        upstreams = {
-            name: _upstream(name, section, (models or {}).get(name)) for name, section in config.upstream.items()
-        }
+        sections = config.upstream if can_call else {}
+        upstreams = {name: _upstream(name, section, (models or {}).get(name)) for name, section in sections.items()}
         is_new = not path.exists()
         store = SQLiteStore(path)
         try:

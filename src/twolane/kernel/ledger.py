@@ -164,7 +164,7 @@ class _Check:
             link.seq, link.prev = link.seq + 1, digest.hex()
             if fields.get("kind") == "step":
                 total = self.totals.setdefault(run, [0, 0])
-                total[0] += fields.get("status") != "reused"
+                total[0] += fields.get("status") not in ("reused", "unreached")
                 total[1] += cost
         self.tree.push(digest)
         return ""

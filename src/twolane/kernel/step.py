@@ -41,6 +41,8 @@ T = TypeVar("T")
 TAIL_BYTES = 16_384
 """How much of a stream's end is kept to find its usage in."""
 FIRST_BACKOFF_S = 0.25
+DONE_S = 0.25
+"""How long a connection may stay open after `[DONE]` before it is closed instead of reused."""
 
 _DONE = re.compile(rb"(?:^|[\r\n])data: *\[DONE\]")
 """At the beginning of a line: inside a text the line break before it would be escaped."""
@@ -107,17 +109,22 @@ class Answer:
         for block in meter.peeked:
             yield block
         while True:
+            # After [DONE] only the end of the connection can come; it is waited for briefly, so that it can be reused.
+            patience = DONE_S if meter.is_complete() else self.upstream.idle_s
             try:
-                async with asyncio.timeout(self.upstream.idle_s):
+                async with asyncio.timeout(patience):
                     block = await anext(self._blocks)
             except StopAsyncIteration:
                 break
             except TimeoutError:
-                raise UpstreamError(self.upstream.name, f"silent for {self.upstream.idle_s:g} s") from None
+                if meter.is_complete():
+                    return
+                raise UpstreamError(self.upstream.name, f"silent for {patience:g} s", retryable=True) from None
             meter.saw(block)
             yield block
         if not meter.is_complete():
-            raise UpstreamError(self.upstream.name, "it ended its answer without [DONE]: the answer was cut off")
+            problem = "it ended its answer without [DONE]: the answer was cut off"
+            raise UpstreamError(self.upstream.name, problem, retryable=True)
 
     async def whole(self) -> Completion:
         """Read to the end.
@@ -132,7 +139,8 @@ class Answer:
             if not completion.is_done:
                 completion.feed(b"\n\n")  # some servers leave out the last empty line
         except EventError as error:
-            raise UpstreamError(self.upstream.name, f"its stream holds {error}") from None
+            problem = "its stream does not hold a completion"
+            raise UpstreamError(self.upstream.name, problem, detail=str(error), retryable=True) from None
         self._meter.text_bytes = len(completion.text.encode())
         return completion
 
@@ -246,6 +254,7 @@ class _Attempt:
         self._answer: Answer | None = None
         self._killed: Killed | None = None
         self._task: asyncio.Task[object] | None = None
+        self._is_cancelled = False
 
     async def __aenter__(self) -> _Attempt:
         self._task = asyncio.current_task()
@@ -256,7 +265,7 @@ class _Attempt:
     ) -> None:
         self._end(error)
         if self._killed is not None:
-            if self._task is not None:
+            if self._is_cancelled and self._task is not None:
                 self._task.uncancel()
             raise self._killed from error
 
@@ -289,15 +298,16 @@ class _Attempt:
         meter = _Meter(fields, call)
         _check_allowance(request, call, upstream, door._currency)
         try:
+            # Batch waits as long as it takes, so it waits before it holds money; online is refused before it waits.
+            if request.lane is Lane.BATCH:
+                await self._take_slot(request, upstream, meter)
             # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
-            hold = await self._reserve(request, upstream, step, call, fields)
+            hold = await self._reserve(request, upstream, call, meter)
             if hold is not None:
                 call = meter.call = dataclasses.replace(call, max_tokens=hold.max_tokens)
-            slots = door._lanes.slots(upstream.name, request.lane)
-            meter.queued_us = int(await slots.acquire(request.deadline_s) * 1_000_000)
+            if request.lane is not Lane.BATCH:
+                await self._take_slot(request, upstream, meter)
             meter.begin()
-            began = time.monotonic()
-            self._release = lambda: slots.release(time.monotonic() - began)
             door._switches.started(step, self._scopes, self._kill)
             door._switches.check(self._scopes)
             meter.has_left = True
@@ -306,28 +316,36 @@ class _Attempt:
             self._abandon(request, step, meter, upstream, error)
             raise
 
-    async def _reserve(
-        self, request: Request, upstream: Upstream, step: str, call: ModelCall, fields: dict[str, object]
-    ) -> Hold | None:
+    async def _take_slot(self, request: Request, upstream: Upstream, meter: _Meter) -> None:
+        slots = self._door._lanes.slots(upstream.name, request.lane)
+        meter.queued_us = int(await slots.acquire(request.deadline_s) * 1_000_000)
+        began = time.monotonic()
+        self._release = lambda: slots.release(time.monotonic() - began)
+
+    async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: _Meter) -> Hold | None:
         """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them."""
-        is_batch = request.lane is Lane.BATCH
+        fields, is_batch = meter.fields, request.lane is Lane.BATCH
         if not is_batch and not self._door._treasury.is_limited(self._scopes):
             return None
         intent = None
         if is_batch:
-            intent = {
-                key: fields[key] for key in ("v", "step", "attempt", "tenant", "run", "item", "agent", "upstream")
-            }
-            intent |= {"kind": "intent", "at_us": _now_us()}
-        return await self._door._treasury.reserve(
-            step,
-            self._scopes,
-            call,
-            upstream.price,
-            may_shrink=not request.is_bounded_by_caller,
-            entry={**{k: v for k, v in fields.items() if v is not None}, "currency": self._door._currency},
-            intent=intent,
-        )
+            names = ("v", "step", "attempt", "tenant", "run", "item", "agent", "upstream")
+            intent = {**{name: fields[name] for name in names}, "kind": "intent", "at_us": _now_us()}
+        # Before it is known: who leaves meanwhile leaves an intent, which then has its row all the same.
+        meter.is_intended = is_batch
+        try:
+            return await self._door._treasury.reserve(
+                str(fields["step"]),
+                self._scopes,
+                call,
+                upstream.price,
+                may_shrink=not request.is_bounded_by_caller,
+                entry={**{k: v for k, v in fields.items() if v is not None}, "currency": self._door._currency},
+                intent=intent,
+            )
+        except Exception:
+            meter.is_intended = False
+            raise
 
     async def _open(self, upstream: Upstream, call: ModelCall, step: str, meter: _Meter, hold: Hold | None) -> Answer:
         """Send, and peek at the first event before anybody is told that this attempt succeeded."""
@@ -347,7 +365,8 @@ class _Attempt:
             problem = "it closed the connection without an answer"
             raise self._failed(stream, UpstreamError(upstream.name, problem, retryable=True)) from None
         except EventError as error:
-            raise self._failed(stream, UpstreamError(upstream.name, str(error))) from None
+            problem = "it answered with an error in its stream"
+            raise self._failed(stream, UpstreamError(upstream.name, problem, detail=str(error))) from None
         except BaseException as error:
             self._failed(stream, error)
             raise
@@ -363,19 +382,24 @@ class _Attempt:
         self._killed = Killed(scope, cause)
         if self._answer is not None:
             self._answer._stream.close()
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is not None and self._task is not asyncio.current_task():
+            # A step that trips its own switch finds its stream closed: cancelled too, it would end whatever comes next.
+            self._is_cancelled = self._task.cancel()
 
     def _abandon(self, request: Request, step: str, meter: _Meter, upstream: Upstream, error: BaseException) -> None:
-        """This attempt brought no answer: give everything back; if it left the house it has its row."""
+        """This attempt brought no answer: give everything back. It has its row if it left the house, or if an intent
+        says that it would."""
         self._let_go(step)
-        if not meter.has_left:
+        if not meter.has_left and not meter.is_intended:
             ended = self._door._store.submit(lambda tx: treasury.settle(tx, step, (), pico=0, tokens=0))
             ended.add_done_callback(_notice)
             return
+        is_gone = isinstance(error, UpstreamError) and error.is_gone
         status = _status_of(error, is_killed=self._killed is not None)
-        usage = Usage(0, 0) if meter.is_unbilled(error) else None
-        reason = str(self._killed or error)
+        if is_gone or not meter.has_left:
+            status = Status.UNREACHED
+        usage = Usage(0, 0) if status is Status.UNREACHED or meter.is_unbilled(error) else None
+        reason = _public(self._killed or error)
         self._record(request, upstream, step, meter, status=status, reason=reason, usage=usage, also=None)
 
     def _end(self, error: BaseException | None) -> None:
@@ -387,7 +411,7 @@ class _Attempt:
         meter = answer._meter
         if error is not None:
             answer.status = _status_of(error, is_killed=self._killed is not None)
-            answer.reason = str(self._killed or error) or type(error).__name__
+            answer.reason = _public(self._killed or error)
         elif not meter.is_complete() and answer.status is Status.OK:
             answer.status = Status.KILLED if self._killed else Status.CANCELLED
             answer.reason = str(self._killed or "not read to its end")
@@ -466,6 +490,7 @@ class _Meter:
     peeked: list[bytes] = field(default_factory=list)
     queued_us: int = 0
     ttft_us: int | None = None
+    is_intended: bool = False
     has_left: bool = False
     text_bytes: int | None = None
     _began: float = field(default_factory=time.monotonic)
@@ -575,6 +600,13 @@ def _status_of(error: BaseException, *, is_killed: bool) -> Status:
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return Status.CANCELLED
     return Status.FAILED
+
+
+def _public(error: BaseException) -> str:
+    """An error in our own words, as the ledger may hold it: an upstream's own words may echo what it was asked."""
+    if isinstance(error, UpstreamError):
+        return f"upstream {error.upstream}: {error.problem}"
+    return str(error) or type(error).__name__
 
 
 def _backoff_s(retry: int, error: UpstreamError) -> float:

@@ -16,7 +16,7 @@ import orjson
 from twolane.config import BudgetSection
 from twolane.domain.money import Money, decimal_string
 from twolane.domain.records import Bound, ModelCall, Origin, Price, Status
-from twolane.errors import BudgetExceeded, Refused
+from twolane.errors import BadRequest, BudgetExceeded, Refused
 from twolane.kernel import ledger
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets, pricing
@@ -90,6 +90,11 @@ class Treasury:
             if tripped is not None:
                 return tripped
             accounts = self.accounts(tx, scopes)
+            unbounded = pricing.unbounded_part(call) if accounts else None
+            if unbounded is not None:
+                return BadRequest(
+                    f"the cost of {unbounded} cannot be bounded, and a budget is set: send it in the request itself"
+                )
             tokens = call.max_tokens
             if may_shrink and accounts:
                 pico_left, tokens_left = budgets.left(accounts)
@@ -126,28 +131,25 @@ class Treasury:
         now_us = time.time_ns() // 1000
         found = []
         for scope in scopes:
-            row = tx.one("budget", scope=scope)
-            limit = Limit(row["period"], row["pico"], row["tokens"]) if row else self._template(scope)
-            if limit is None:
-                continue
-            window = budgets.window(limit.period, now_us)
-            spent = tx.one("spending", scope=scope, window=window)
-            if spent is None:
-                self._open_window(tx, scope, limit.period, now_us)
+            for window, limit in self._limits(tx, scope, now_us).items():
                 spent = tx.one("spending", scope=scope, window=window)
-                assert spent is not None
-            found.append(
-                Account(
-                    scope,
-                    window,
-                    limit.pico,
-                    limit.tokens,
-                    spent["spent_pico"],
-                    spent["held_pico"],
-                    spent["spent_tokens"],
-                    spent["held_tokens"],
-                )
-            )
+                if spent is None:
+                    self._open_window(tx, scope, limit.period, now_us)
+                    spent = tx.one("spending", scope=scope, window=window)
+                    assert spent is not None
+                found.append(Account(scope, window, limit.pico, limit.tokens, **spent))
+        return found
+
+    def _limits(self, tx: Transaction, scope: str, now_us: int) -> dict[str, Limit]:
+        """What was set for this scope and what the configuration sets for each of its kind, by window. Where both limit
+        the same window the tighter one holds: a run's own budget never lifts the operator's."""
+        row = tx.one("budget", scope=scope)
+        own = Limit(row["period"], row["pico"], row["tokens"]) if row else None
+        found: dict[str, Limit] = {}
+        for limit in (own, self._template(scope)):
+            if limit is not None:
+                window = budgets.window(limit.period, now_us)
+                found[window] = _tighter(found.get(window, limit), limit)
         return found
 
     def _template(self, scope: str) -> Limit | None:
@@ -231,6 +233,12 @@ class Treasury:
         return await self._store.write(work)
 
 
+def _tighter(one: Limit, other: Limit) -> Limit:
+    picos = [limit.pico for limit in (one, other) if limit.pico is not None]
+    tokens = [limit.tokens for limit in (one, other) if limit.tokens is not None]
+    return Limit(one.period, min(picos, default=None), min(tokens, default=None))
+
+
 def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, tokens: int) -> None:
     """End the hold of `step`, where one was taken, with what was spent.
 
@@ -254,9 +262,7 @@ def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, toke
         )
 
 
-def _spend_late(
-    tx: Transaction, scopes: Sequence[str], held: set[tuple[str, int]], *, pico: int, tokens: int
-) -> None:
+def _spend_late(tx: Transaction, scopes: Sequence[str], held: set[tuple[str, int]], *, pico: int, tokens: int) -> None:
     """Charge the current windows of the chain in which the step holds nothing. A window's length tells its period."""
     windows = tx.cache.get("windows")
     if windows is None:
@@ -280,7 +286,7 @@ def count(tx: Transaction, fields: Mapping[str, object], *, pico: int) -> None:
     day = budgets.window("day", _whole(fields["at_us"]))
     status = fields["status"]
     figures = (
-        int(status != Status.REUSED),
+        int(status not in (Status.REUSED, Status.UNREACHED)),
         int(status == Status.REUSED),
         int(status == Status.REFUSED),
         int(status in (Status.FAILED, Status.KILLED, Status.CANCELLED, Status.IN_DOUBT)),

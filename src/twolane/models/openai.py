@@ -81,7 +81,11 @@ class OpenAI:
     def _ask_for_schema(self, call: ModelCall, body: dict[str, object], messages: list[object]) -> None:
         assert call.schema is not None
         if self._structured == "json_schema":
-            schema = {"name": _wire_name(call.schema.name), "schema": call.schema.schema, "strict": True}
+            schema = {
+                "name": _wire_name(call.schema.name),
+                "schema": call.schema.schema,
+                "strict": call.schema.is_strict,
+            }
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
             return
         if self._structured == "json_object":
@@ -100,13 +104,15 @@ class OpenAI:
                     break
         except (aiohttp.ClientError, TimeoutError):
             pass  # the status says enough
+        finally:
+            response.close()
         text = body[:_MAX_ERROR_BYTES].decode(errors="replace")
         status = response.status
         delay = _seconds(response.headers)
-        response.close()
         return UpstreamError(
             self.name,
-            f"it answered {status}: {_message(_without(self._key, text))}",
+            f"it answered {status}",
+            detail=_message(_without(self._key, text)),
             http_status=status,
             retryable=status in _RETRYABLE,
             retry_after_s=delay,

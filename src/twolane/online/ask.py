@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from twolane.config import RouteSection
 from twolane.domain.completion import EventError, EventReader, parse_event
-from twolane.domain.document import Document
+from twolane.domain.document import Document, as_data
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Usage
 from twolane.errors import UpstreamError
@@ -80,13 +80,8 @@ def _messages(question: str, documents: Sequence[Document]) -> tuple[Message, ..
     asked = Message("user", question)
     if not documents:
         return (asked,)
-    sources = (Message("user", f'<document id="{_plain(d.id)}">\n{d.text}\n</document>') for d in documents)
+    sources = (Message("user", as_data(document)) for document in documents)
     return (Message("system", _DOCUMENTS), *sources, asked)
-
-
-def _plain(name: str) -> str:
-    """A document's name as it may stand between quotes in a tag."""
-    return name.translate({ord(mark): "_" for mark in '"<>\r\n'})
 
 
 async def _read(answer: Answer, pieces: list[str], on_text: Callable[[str], None] | None) -> None:

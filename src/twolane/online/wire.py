@@ -148,7 +148,7 @@ def _schema(fields: dict[str, object]) -> ReplySchema | None:
         where = "response_format.json_schema"
         raise BadRequest(f"'{where}' must be an object with a schema", param=where)
     del fields["response_format"]
-    return ReplySchema(str(described.get("name") or "reply"), schema)
+    return ReplySchema(str(described.get("name") or "reply"), schema, described.get("strict") is True)
 
 
 # ── errors ──

@@ -39,21 +39,34 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
         size, messages = sum(len(message.content.encode()) for message in call.messages), len(call.messages)
     if call.schema is not None:
         size += len(orjson.dumps(call.schema.schema)) + _SCHEMA_WORDS
-    for name in ("tools", "functions", "response_format"):
-        if name in call.extras:
-            size += len(orjson.dumps(call.extras[name]))
+    if call.extras:
+        size += len(orjson.dumps(dict(call.extras)))  # any of them may reach the prompt: tools, documents, templates
     return size + overhead_tokens * (messages + 1)
+
+
+def unbounded_part(call: ModelCall) -> str | None:
+    """What in this call has no bound in tokens: something the upstream would fetch from an address of its own, or a
+    service of its own that it would use. None where everything is in the request itself."""
+    for message in call.raw_messages or ():
+        parts = message.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            kind = str(part.get("type")) if isinstance(part, dict) else ""
+            held = part.get(kind) if isinstance(part, dict) else None
+            address = held.get("url") or held.get("file_id") if isinstance(held, dict) else held
+            if kind in ("image_url", "file", "video_url", "audio_url") and not str(address).startswith("data:"):
+                return f"{kind} by address"
+    return next((name for name in ("web_search_options", "service_tier") if call.extras.get(name)), None)
 
 
 def upper_bound(call: ModelCall, price: Price | None) -> Bound:
     """The most this call can use: bytes in, `max_tokens` out for each of `n` choices, no cache discount assumed; a
-    dearer cache write is. `pico` is None without a price."""
+    dearer cache is. `pico` is None without a price."""
     overhead = price.overhead_tokens if price else 8
     read = input_bound(call, overhead)
     written = call.max_tokens * choices(call.extras)
     if price is None:
         return Bound(None, read + written)
-    dearest = max(price.input, price.cache_write or 0)
+    dearest = max(price.input, price.cache_read or 0, price.cache_write or 0)
     return Bound(read * dearest + written * price.output, read + written)
 
 

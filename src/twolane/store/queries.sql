@@ -74,7 +74,7 @@ SELECT coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS p
        coalesce(sum(json_extract(leaf, '$.input_tokens') + json_extract(leaf, '$.output_tokens')), 0) AS tokens
 FROM entry
 WHERE run = :run AND item = (SELECT subject FROM item WHERE run = :run AND name = :item)
-  AND kind = 'step' AND json_extract(leaf, '$.status') <> 'reused';
+  AND kind = 'step' AND json_extract(leaf, '$.status') NOT IN ('reused', 'unreached');
 
 -- ── Subjects and bodies ──
 
@@ -210,7 +210,11 @@ DELETE FROM switch WHERE scope = :scope;
 -- name: add_run
 -- A new run.
 INSERT INTO run (id, tenant, flow, workflow, status, options, created)
-VALUES (:id, :tenant, :flow, :workflow, 'queued', :options, :created);
+VALUES (:id, :tenant, :flow, :workflow, 'writing', :options, :created);
+
+-- name: queue_run
+-- writing -> queued: all its items and its budget are there.
+UPDATE run SET status = 'queued' WHERE id = :id;
 
 -- name: run
 -- One run.
@@ -230,7 +234,7 @@ SELECT id, flow FROM run WHERE status = 'queued' ORDER BY created;
 -- queued | stopped | failed | done -> running, as a new attempt; running, but its owner is dead -> the same attempt goes on.
 UPDATE run SET attempt = attempt + (status <> 'running'), status = 'running', reason = '', owner = :owner,
                started = coalesce(started, :now), began = :now, ended = NULL
-WHERE id = :id AND owner = :known_owner;
+WHERE id = :id AND owner = :known_owner AND status <> 'writing';
 
 -- name: next_attempt
 -- The chunks of this attempt are through, but items are left.
@@ -239,6 +243,10 @@ UPDATE run SET attempt = attempt + 1 WHERE id = :id AND owner = :owner;
 -- name: stop_run
 -- queued | running, but nobody runs it -> stopped.
 UPDATE run SET status = 'stopped', reason = :reason, ended = :now, owner = '' WHERE id = :id;
+
+-- name: fail_queued_run
+-- queued, but its worker is gone -> failed.
+UPDATE run SET status = 'failed', reason = :reason, ended = :now WHERE id = :id AND status = 'queued';
 
 -- name: killed_since
 -- Steps of a run that a switch closed, from a position of the ledger on.
@@ -277,13 +285,13 @@ SELECT position FROM item WHERE run = :run AND status = :status ORDER BY positio
 
 -- name: finish_item
 -- queued -> done.
-UPDATE item SET status = 'done', output = :output, agent = '', problems = '[]', reply = NULL
+UPDATE item SET status = 'done', output = :output, agent = '', problems = NULL, reply = NULL
 WHERE run = :run AND position = :position;
 
 -- name: quarantine_item
 -- queued -> quarantined.
 UPDATE item SET status = 'quarantined', agent = :agent, problems = :problems, reply = :reply
-WHERE run = :run AND position = :position;
+WHERE run = :run AND position = :position AND status = 'queued';
 
 -- name: release_item
 -- quarantined -> queued.
@@ -304,10 +312,12 @@ SELECT m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us,
 FROM memo m JOIN body b ON b.id = m.body JOIN subject s ON s.id = m.subject WHERE m.fingerprint = :fingerprint;
 
 -- name: add_memo
--- Keep an accepted output; the first one stays.
+-- Keep an accepted output. One that is there already no longer passes its agent's validators: it is replaced.
 INSERT INTO memo (fingerprint, subject, body, step, input_tokens, output_tokens, cost_pico, total_us)
 VALUES (:fingerprint, :subject, :body, :step, :input_tokens, :output_tokens, :cost_pico, :total_us)
-ON CONFLICT (fingerprint) DO NOTHING;
+ON CONFLICT (fingerprint) DO UPDATE
+SET subject = excluded.subject, body = excluded.body, step = excluded.step, input_tokens = excluded.input_tokens,
+    output_tokens = excluded.output_tokens, cost_pico = excluded.cost_pico, total_us = excluded.total_us;
 
 -- ── Keys ──
 
@@ -333,5 +343,10 @@ SELECT count(*) AS keys FROM api_key;
 
 -- name: paid_by_item
 -- What each item of a run cost, and how often it left the house.
-SELECT item, count(*) AS calls, coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS cost_pico
-FROM entry WHERE run = :run AND kind = 'step' AND json_extract(leaf, '$.status') <> 'reused' GROUP BY item;
+SELECT item, count(*) AS calls, coalesce(sum(json_extract(leaf, '$.total_us')), 0) AS total_us,
+       coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS cost_pico
+FROM entry WHERE run = :run AND kind = 'step' AND json_extract(leaf, '$.status') NOT IN ('reused', 'unreached') GROUP BY item;
+
+-- name: upstreams_of_run
+-- Where a run's steps were answered.
+SELECT DISTINCT json_extract(leaf, '$.upstream') AS upstream FROM entry WHERE run = :run AND kind = 'step';

@@ -115,7 +115,7 @@ CREATE TABLE run (
   tenant   TEXT NOT NULL,
   flow     TEXT NOT NULL,                                                -- as it was named: module:function or a name
   workflow TEXT NOT NULL,
-  status   TEXT NOT NULL,                 -- queued -> running -> done | stopped | failed; stopped | failed -> running
+  status   TEXT NOT NULL,                 -- writing -> queued -> running -> done | stopped | failed; the last three -> running
   reason   TEXT NOT NULL DEFAULT '',      -- why it stopped or failed
   owner    TEXT NOT NULL DEFAULT '',      -- the process that runs it now
   attempt  INTEGER NOT NULL DEFAULT 0,    -- starts and resumes so far
@@ -138,7 +138,7 @@ CREATE TABLE item (
   status   TEXT NOT NULL,                 -- queued -> done | quarantined; quarantined -> queued when released
   output   INTEGER REFERENCES body (id),  -- the workflow's result
   agent    TEXT NOT NULL DEFAULT '',      -- quarantined: whose reply was refused
-  problems TEXT NOT NULL DEFAULT '[]',    -- quarantined: JSON [[pointer, text], …]
+  problems INTEGER REFERENCES body (id),  -- quarantined: why, as JSON [[pointer, text], …]; it may quote the document
   reply    INTEGER REFERENCES body (id),  -- quarantined: the refused reply
   PRIMARY KEY (run, position),
   UNIQUE (run, name)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from twolane import Agent, Document, Item, Prompt, Quote, Workflow, agent, workflow
-from twolane.batch.workflow import as_data
+from twolane.domain.document import as_data
 from twolane.domain.records import Message, Origin, Subject
 from twolane.errors import ConfigError, HandoffRefused
 from twolane.models.extractive import read_brief

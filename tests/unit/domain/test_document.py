@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from twolane.domain.document import Quote, locate
 
-TEXT = 'The supplier\n  shall deliver “on time” — within thirty\tdays.\nLiability is the Supplier’s alone.'
+TEXT = "The supplier\n  shall deliver “on time” — within thirty\tdays.\nLiability is the Supplier’s alone."
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ def test_a_passage_is_found_whatever_its_breaks_quotation_marks_and_dashes(passa
     assert TEXT[slice(*place)] == found
 
 
-@pytest.mark.parametrize("passage", ["", " \n", "shall not deliver", "the supplier shall", "on-time", "days.Liability was"])
+@pytest.mark.parametrize(
+    "passage", ["", " \n", "shall not deliver", "the supplier shall", "on-time", "days.Liability was"]
+)
 def test_what_is_not_there_is_not_found(passage: str) -> None:
     assert locate(passage, TEXT) is None
 

@@ -56,8 +56,26 @@ def test_people_write_money_in_these_ways(text: str, pico: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "five", "-5", "$-5", "1e3", "0,05", "5,00", "1,,2", "1,", "1,2345", "5 $", "$", "NaN", "inf", "1.2.3", "٣", "0x10",
-     "1_000"],
+    [
+        "",
+        "five",
+        "-5",
+        "$-5",
+        "1e3",
+        "0,05",
+        "5,00",
+        "1,,2",
+        "1,",
+        "1,2345",
+        "5 $",
+        "$",
+        "NaN",
+        "inf",
+        "1.2.3",
+        "٣",
+        "0x10",
+        "1_000",
+    ],
 )
 def test_what_is_not_plainly_an_amount_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an amount"):
@@ -80,7 +98,9 @@ def test_leading_zeros_are_no_amount_too_large() -> None:
     assert Money.parse("0" * 40 + "5").pico == 5 * PICO
 
 
-@pytest.mark.parametrize("text, currency", [("$5", "EUR"), ("5 EUR", "USD"), ("€5", "USD"), ("$5 EUR", "EUR"), ("¥5", "EUR")])
+@pytest.mark.parametrize(
+    "text, currency", [("$5", "EUR"), ("5 EUR", "USD"), ("€5", "USD"), ("$5 EUR", "EUR"), ("¥5", "EUR")]
+)
 def test_another_currency_is_refused(text: str, currency: str) -> None:
     with pytest.raises(UsageError, match=f"this store keeps {currency}"):
         Money.parse(text, currency)

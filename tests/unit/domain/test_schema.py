@@ -55,7 +55,9 @@ def changed(**fields: object) -> str:
 
 
 def test_a_good_reply_is_accepted_and_its_quotes_are_placed() -> None:
-    judged = judge(changed(findings=[{"quote": "five euros. Delivery", "grade": "high", "weight": 0}]), Report, [SOURCE])
+    judged = judge(
+        changed(findings=[{"quote": "five euros. Delivery", "grade": "high", "weight": 0}]), Report, [SOURCE]
+    )
     assert judged.problems == ()
     assert judged.value is not None
     quote = judged.value.findings[0].quote
@@ -110,7 +112,10 @@ def test_what_is_not_strict_json_is_refused_as_a_whole(text: str, words: str) ->
         (changed(findings=[{"quote": "price", "grade": "low", "weight": "3"}]), "/findings/0/weight"),
         (changed(findings=[{"quote": "price", "grade": "low", "weight": True}]), "/findings/0/weight"),
         (changed(findings=[{"quote": "", "grade": "low", "weight": 3}]), "/findings/0/quote"),
-        (changed(findings=[{"quote": {"text": "price", "start": 0}, "grade": "low", "weight": 3}]), "/findings/0/quote"),
+        (
+            changed(findings=[{"quote": {"text": "price", "start": 0}, "grade": "low", "weight": 3}]),
+            "/findings/0/quote",
+        ),
         (changed(notes={"a/b~c": 1}), "/notes/a~1b~0c"),
         ("[]", "/"),
         ("null", "/"),
@@ -216,7 +221,27 @@ def finding_fits(value: object) -> bool:
     )
 
 
-ODD = [None, True, 0, -1, 11, 2.5, 3.0, 1e300, "", " ", "low", "price", "medium", [], {}, [[]], {"text": "price"}, "a", "9" * 30]
+ODD: list[object] = [
+    None,
+    True,
+    0,
+    -1,
+    11,
+    2.5,
+    3.0,
+    1e300,
+    "",
+    " ",
+    "low",
+    "price",
+    "medium",
+    [],
+    {},
+    [[]],
+    {"text": "price"},
+    "a",
+    "9" * 30,
+]
 
 
 def mutated(value: object, draw: random.Random) -> object:

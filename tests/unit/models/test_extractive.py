@@ -11,13 +11,17 @@ from twolane.models.extractive import NO_ANSWER, NO_SOURCE, Extractive, count_to
 
 LAW = "This Agreement is governed by the laws of Ireland."
 CONTRACT = f"1. Term. This Agreement continues for three years.\n\n2. Law. {LAW}\n"
-SCHEMA = ReplySchema("facts", {
-    "type": "object", "required": ["governing_law", "penguins"],
-    "properties": {
-        "governing_law": {"type": ["string", "null"], "description": "Which law governs? 'governed by', 'laws of'"},
-        "penguins": {"type": ["string", "null"]},
+SCHEMA = ReplySchema(
+    "facts",
+    {
+        "type": "object",
+        "required": ["governing_law", "penguins"],
+        "properties": {
+            "governing_law": {"type": ["string", "null"], "description": "Which law governs? 'governed by', 'laws of'"},
+            "penguins": {"type": ["string", "null"]},
+        },
     },
-})
+)
 
 
 def call(*messages: tuple[str, str], schema: ReplySchema | None = None, max_tokens: int = 1000) -> ModelCall:

@@ -26,11 +26,16 @@ SCHEMA = {
     },
     "required": ["name", "size", "share", "kind", "day", "parts", "note"],
     "additionalProperties": False,
-    "$defs": {"Part": {
-        "type": "object",
-        "properties": {"is_new": {"type": "boolean"}, "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}}},
-        "required": ["is_new"],
-    }},
+    "$defs": {
+        "Part": {
+            "type": "object",
+            "properties": {
+                "is_new": {"type": "boolean"},
+                "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}},
+            },
+            "required": ["is_new"],
+        }
+    },
 }
 
 
@@ -159,10 +164,19 @@ async def test_a_cancelled_reader_aborts_the_answer() -> None:
     assert (model.aborted, model.active) == (1, 0)
 
 
-@pytest.mark.parametrize("when, hit", [
-    ("every 3rd", {3, 6}), ("2nd", {2}), ("2-4", {2, 3, 4}), ("first 2", {1, 2}), ("after 5", {6}),
-    ("always", set(range(1, 7))), ("0%", set()), ("100%", set(range(1, 7))),
-])
+@pytest.mark.parametrize(
+    "when, hit",
+    [
+        ("every 3rd", {3, 6}),
+        ("2nd", {2}),
+        ("2-4", {2, 3, 4}),
+        ("first 2", {1, 2}),
+        ("after 5", {6}),
+        ("always", set(range(1, 7))),
+        ("0%", set()),
+        ("100%", set(range(1, 7))),
+    ],
+)
 def test_rules_say_which_requests_fail(when: str, hit: set[int]) -> None:
     faults = read_faults(f"{when}: cut 5")
     assert {number for number in range(1, 7) if faults(number, call())} == hit

@@ -39,7 +39,10 @@ def test_what_is_held_never_takes_an_account_over_its_limit(chain: list[Account]
     if first_short(chain, pico=pico, tokens=tokens) is None:
         for account in chain:
             assert account.limit_pico is None or account.spent_pico + account.held_pico + pico <= account.limit_pico
-            assert account.limit_tokens is None or account.spent_tokens + account.held_tokens + tokens <= account.limit_tokens
+            assert (
+                account.limit_tokens is None
+                or account.spent_tokens + account.held_tokens + tokens <= account.limit_tokens
+            )
 
 
 def test_what_is_left_is_never_below_zero() -> None:
@@ -73,7 +76,9 @@ def test_a_window_holds_its_instant(now_us: int) -> None:
     assert first_day("total", now_us) == ""
 
 
-@pytest.mark.parametrize("period, before, after", [("day", "2026-11-30", "2026-12-01"), ("month", "2026-11", "2026-12")])
+@pytest.mark.parametrize(
+    "period, before, after", [("day", "2026-11-30", "2026-12-01"), ("month", "2026-11", "2026-12")]
+)
 def test_a_window_ends_with_the_last_microsecond_in_utc(period: str, before: str, after: str) -> None:
     midnight = (datetime(2026, 12, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
     assert (window(period, midnight - 1), window(period, midnight)) == (before, after)

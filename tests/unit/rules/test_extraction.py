@@ -70,7 +70,9 @@ def test_nothing_found_is_null_or_empty_or_left_out() -> None:
         "zoo": {"anyOf": [{"$ref": "#/$defs/Zoo"}, {"type": "null"}]},
     }
     schema = {
-        "type": "object", "properties": members, "required": list(members),
+        "type": "object",
+        "properties": members,
+        "required": list(members),
         "$defs": {"Zoo": {"type": "object", "properties": {"keeper": {"type": "string"}}, "required": ["keeper"]}},
     }
     filled = fill(schema, INVOICE)
@@ -86,8 +88,12 @@ def test_formats_and_patterns_are_met_by_a_quotation() -> None:
 
 def test_a_labelled_value_alone_is_the_evidence_of_its_field() -> None:
     text = "governing_law: The fee is paid monthly, and the machines are cleaned every week by the supplier's people.\n"
-    schema = {"type": "object", "properties": {"governing_law": {
-        "type": "boolean", "description": "Is there a governing law? 'is governed by', 'laws of'"}}}
+    schema = {
+        "type": "object",
+        "properties": {
+            "governing_law": {"type": "boolean", "description": "Is there a governing law? 'is governed by', 'laws of'"}
+        },
+    }
     assert fill(schema, text + CONTRACT) == {"governing_law": False}
     assert fill(schema, "governing_law: It is governed by the laws of France.\n") == {"governing_law": True}
     assert fill(schema, "governing_law: yes\n") == {"governing_law": True}
@@ -96,15 +102,27 @@ def test_a_labelled_value_alone_is_the_evidence_of_its_field() -> None:
 def test_objects_in_lists_are_filled_from_one_passage_each() -> None:
     schema = {
         "type": "object",
-        "properties": {"clauses": {
-            "type": "array", "description": "clauses on liability: 'total liability', 'shall not exceed'",
-            "items": {"type": "object", "required": ["quote", "amount"],
-                      "properties": {"quote": {"type": "string"}, "amount": {"type": "integer"}}}}},
+        "properties": {
+            "clauses": {
+                "type": "array",
+                "description": "clauses on liability: 'total liability', 'shall not exceed'",
+                "items": {
+                    "type": "object",
+                    "required": ["quote", "amount"],
+                    "properties": {"quote": {"type": "string"}, "amount": {"type": "integer"}},
+                },
+            }
+        },
     }
-    assert fill(schema, CONTRACT) == {"clauses": [{
-        "quote": "The total liability of each party shall not exceed EUR 100,000 in any year of this Agreement.",
-        "amount": 100_000,
-    }]}
+    assert fill(schema, CONTRACT) == {
+        "clauses": [
+            {
+                "quote": "The total liability of each party shall not exceed EUR 100,000 in any year of this "
+                "Agreement.",
+                "amount": 100_000,
+            }
+        ]
+    }
 
 
 def test_a_quote_holds_no_more_than_the_sentence_that_answers() -> None:
@@ -162,15 +180,15 @@ _schemas = st.recursive(
     lambda inner: st.one_of(
         st.builds(
             lambda members, needed: {
-                "type": "object", "properties": members, "additionalProperties": False,
+                "type": "object",
+                "properties": members,
+                "additionalProperties": False,
                 "required": [name for name in members if needed],
             },
             st.dictionaries(_names, inner, max_size=4),
             st.booleans(),
         ),
-        st.builds(
-            lambda items, least: {"type": "array", "items": items, "minItems": least}, inner, st.integers(0, 2)
-        ),
+        st.builds(lambda items, least: {"type": "array", "items": items, "minItems": least}, inner, st.integers(0, 2)),
     ),
     max_leaves=8,
 )
@@ -185,7 +203,8 @@ def test_strings_are_verbatim_and_what_is_there_validates(inner: dict[str, objec
     filled = fill(schema, text, topic=topic)
     assert all(leaf in text for leaf in leaves(filled))
     missing_only = [
-        error for error in jsonschema_rs.validator_for(schema).iter_errors(filled)
+        error
+        for error in jsonschema_rs.validator_for(schema).iter_errors(filled)
         if "required property" not in error.message
     ]
     assert missing_only == []
@@ -193,9 +212,14 @@ def test_strings_are_verbatim_and_what_is_there_validates(inner: dict[str, objec
 
 _junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-        "type properties items $ref anyOf allOf enum required minItems description const".split()
-    ), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from("type properties items $ref anyOf allOf enum required minItems description const".split()),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=12,
 )
 
@@ -220,8 +244,12 @@ def test_no_text_takes_more_than_linear_time(part: str) -> None:
 def test_a_long_text_is_no_trouble() -> None:
     text = CONTRACT * 1200
     assert len(text) > 300_000
-    schema = {"type": "object", "properties": {
-        question.id: {"type": ["string", "null"], "description": question.description} for question in QUESTIONS}}
+    schema = {
+        "type": "object",
+        "properties": {
+            question.id: {"type": ["string", "null"], "description": question.description} for question in QUESTIONS
+        },
+    }
     filled = fill(schema, text)
     assert isinstance(filled, dict)
     assert re.search("governed by the laws of Ireland", filled["governing_law"])

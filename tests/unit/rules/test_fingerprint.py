@@ -11,13 +11,15 @@ import pytest
 from twolane.domain.records import Message, ReplySchema
 from twolane.rules.fingerprint import fingerprint
 
+SCHEMA = ReplySchema("S", {"type": "object", "properties": {"x": {"type": "string"}}})
+
 
 @dataclass(frozen=True)
 class Asked:
     tenant: str = "t"
     agent: str = "a"
     messages: tuple[Message, ...] = (Message("system", "s"), Message("user", "u"))
-    schema: ReplySchema = ReplySchema("S", {"type": "object", "properties": {"x": {"type": "string"}}})
+    schema: ReplySchema = SCHEMA
     candidates: tuple[dict[str, object], ...] = ({"kind": "openai", "model": "m"},)
     max_tokens: int = 100
     temperature: float = 0.0

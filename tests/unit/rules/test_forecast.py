@@ -13,7 +13,9 @@ from twolane.rules.forecast import Span, makespan, pilot_size, spread
 amounts = st.floats(0, 1e6, allow_nan=False)
 
 
-@pytest.mark.parametrize("items, size", [(0, 0), (1, 1), (3, 3), (4, 4), (5, 4), (40, 4), (41, 5), (2000, 200), (10**6, 200)])
+@pytest.mark.parametrize(
+    "items, size", [(0, 0), (1, 1), (3, 3), (4, 4), (5, 4), (40, 4), (41, 5), (2000, 200), (10**6, 200)]
+)
 def test_a_pilot_is_a_tenth_but_some_and_never_more_than_there_are(items: int, size: int) -> None:
     assert pilot_size(items) == size
 

@@ -29,7 +29,9 @@ calls = st.builds(
 
 
 @given(calls, prices, st.data())
-def test_a_charge_never_exceeds_its_bound_when_the_usage_keeps_to_it(call: ModelCall, price: Price, data: st.DataObject) -> None:
+def test_a_charge_never_exceeds_its_bound_when_the_usage_keeps_to_it(
+    call: ModelCall, price: Price, data: st.DataObject
+) -> None:
     read = data.draw(st.integers(0, input_bound(call, price.overhead_tokens)))
     written = data.draw(st.integers(0, call.max_tokens * choices(call.extras)))
     cached = data.draw(st.none() | st.integers(0, read))
@@ -41,7 +43,9 @@ def test_a_charge_never_exceeds_its_bound_when_the_usage_keeps_to_it(call: Model
 
 
 @given(calls, prices, st.none() | st.integers(0, 10**13), st.none() | st.integers(0, 60_000))
-def test_what_is_affordable_is_the_most_that_fits(call: ModelCall, price: Price, pico: int | None, tokens: int | None) -> None:
+def test_what_is_affordable_is_the_most_that_fits(
+    call: ModelCall, price: Price, pico: int | None, tokens: int | None
+) -> None:
     def fits(count: int) -> bool:
         bound = upper_bound(dataclasses.replace(call, max_tokens=count), price)
         assert bound.pico is not None

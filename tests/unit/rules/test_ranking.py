@@ -43,7 +43,10 @@ def test_a_quoted_cue_outweighs_plain_words() -> None:
 def test_cues_after_not_count_against_a_passage() -> None:
     question = ask("Look for 'agreement', 'dispute's end'; but not 'governed by', 'courts'")
     assert [(cue.text, cue.is_negative) for cue in question.cues] == [
-        ("agreement", False), ("dispute's end", False), ("governed by", True), ("courts", True),
+        ("agreement", False),
+        ("dispute's end", False),
+        ("governed by", True),
+        ("courts", True),
     ]
     assert best("Look for 'agreement'; but not 'governed by', 'courts'").startswith("Either party")
 

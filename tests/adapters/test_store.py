@@ -1,0 +1,441 @@
+"""One suite for every store: what the port promises, and what stays in and beside the file."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from twolane.errors import StoreError
+from twolane.store import Store, Transaction
+from twolane.store import sqlite as sqlite_store
+from twolane.store.sqlite import SCHEMA_VERSION, SQLiteStore
+from twolane.store.vault import Vault, seal, unseal
+
+T = TypeVar("T")
+Opener = Callable[[Path], Store]
+
+ADAPTERS: dict[str, Opener] = {"sqlite": SQLiteStore}
+
+
+@pytest.fixture(params=ADAPTERS)
+def open_store(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    """Opens stores of one adapter and closes what the test left open."""
+    opened: list[Store] = []
+
+    def opener(path: Path) -> Store:
+        opened.append(ADAPTERS[request.param](path))
+        return opened[-1]
+
+    yield opener
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def store(open_store: Opener, path: Path) -> Store:
+    return open_store(path)
+
+
+def keep(name: str, value: str = "x") -> Callable[[Transaction], int]:
+    return lambda tx: tx.run("set_meta", name=name, value=value)
+
+
+def kept(store: Store, name: str) -> str | None:
+    row = store.one("get_meta", name=name)
+    return str(row["value"]) if row else None
+
+
+# ── writing ──
+
+
+async def test_what_was_written_is_read_by_this_process_and_by_the_next(
+    store: Store, open_store: Opener, path: Path
+) -> None:
+    assert await store.write(keep("a", "1")) == 1
+    assert kept(store, "a") == "1"
+    assert kept(open_store(path), "a") == "1"
+
+
+async def test_what_returned_is_there_after_a_crash(path: Path) -> None:
+    script = """
+import asyncio, os, sys
+from pathlib import Path
+from twolane.store.sqlite import SQLiteStore
+async def main():
+    store = SQLiteStore(Path(sys.argv[1]))
+    await store.write(lambda tx: tx.run("set_meta", name="a", value="1"))
+    os.kill(os.getpid(), 9)
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    store = SQLiteStore(path)
+    assert kept(store, "a") == "1"
+    store.close()
+
+
+async def test_a_work_gives_its_answer_and_sees_what_came_before_it(store: Store) -> None:
+    first = store.submit(keep("a", "1"))
+    second = store.submit(lambda tx: tx.one("get_meta", name="a"))
+    assert await first == 1
+    row = await second
+    assert row is not None
+    assert row["value"] == "1"
+
+
+def failing(tx: Transaction) -> None:
+    tx.run("set_meta", name="half", value="done")
+    raise LookupError("a work of mine")
+
+
+async def hold_the_writer(store: Store, release: threading.Event) -> asyncio.Future[None]:
+    """Keep the writer inside a work, so that whatever is submitted meanwhile forms one group."""
+    inside = threading.Event()
+
+    def work(tx: Transaction) -> None:
+        inside.set()
+        assert release.wait(20)
+
+    held = store.submit(work)
+    await asyncio.to_thread(inside.wait, 20)
+    return held
+
+
+async def test_a_failing_work_fails_alone_and_leaves_nothing_behind(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+    runs: list[int] = []
+
+    def counted(tx: Transaction) -> None:
+        runs.append(1)
+        keep("b")(tx)
+
+    waiting: list[asyncio.Future[Any]] = []  # Any: each work has its own answer
+    waiting += [store.submit(keep("a")), store.submit(failing), store.submit(counted)]
+    release.set()
+    await held
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert answers[0] == 1
+    assert isinstance(answers[1], LookupError)
+    assert answers[2] is None
+    assert [kept(store, name) for name in ("a", "half", "b")] == ["x", None, "x"]
+    assert len(runs) <= 2  # a work may run twice, when a neighbour fails; what it wrote stands once
+
+
+async def test_a_group_shares_one_cache_and_ends_with_one_closing_work(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+
+    def count(tx: Transaction) -> None:
+        if "count" not in tx.cache:
+            tx.cache["count"] = 0
+            tx.before_commit(lambda: finish(tx))
+        tx.cache["count"] += 1
+
+    def finish(tx: Transaction) -> None:
+        row = tx.one("get_meta", name="groups")
+        keep("groups", f"{row['value'] if row else ''}{tx.cache['count']} ")(tx)
+
+    waiting = [store.submit(count) for _ in range(10)]
+    release.set()
+    await asyncio.gather(held, *waiting)
+    assert kept(store, "groups") == "10 "
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), StopIteration(), asyncio.CancelledError(), SystemExit(3)])
+async def test_whatever_a_work_raises_its_waiter_is_told_and_the_store_goes_on(
+    store: Store, error: BaseException
+) -> None:
+    def work(tx: Transaction) -> None:
+        raise error
+
+    future = store.submit(work)
+    await asyncio.wait([future], timeout=10)
+    assert future.done()
+    told = None if future.cancelled() else future.exception()
+    assert told is not None
+    await store.write(keep("a"))
+
+
+async def test_a_query_that_breaks_a_rule_of_the_database_is_a_store_error(store: Store) -> None:
+    with pytest.raises(StoreError, match="could not be written"):
+        await store.write(lambda tx: tx.run("add_body", subject="nobody", sealed=b""))
+
+
+async def test_a_work_is_done_even_if_nobody_waits_any_more(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+    store.submit(keep("a")).cancel()
+    release.set()
+    await held
+    await store.write(keep("b"))
+    assert kept(store, "a") == "x"
+
+
+def test_a_work_is_done_even_if_its_event_loop_is_gone(store: Store) -> None:
+    async def leave() -> None:
+        store.submit(keep("a"))
+
+    asyncio.run(leave())
+    asyncio.run(store.write(keep("b")))
+    assert kept(store, "a") == "x"
+
+
+async def test_closing_writes_what_was_submitted_and_refuses_what_comes_later(open_store: Opener, path: Path) -> None:
+    store = open_store(path)
+    waiting = [store.submit(keep(f"n{number}")) for number in range(1500)]
+    store.close()
+    await asyncio.gather(*waiting)
+    with pytest.raises(StoreError, match="is closed"):
+        await store.write(keep("late"))
+    again = open_store(path)
+    assert all(kept(again, f"n{number}") for number in range(1500))
+    assert kept(again, "late") is None
+
+
+# ── reading ──
+
+
+async def test_inside_a_snapshot_all_reads_see_the_same_moment(store: Store) -> None:
+    await store.write(keep("a", "1"))
+    with store.snapshot():
+        assert kept(store, "a") == "1"
+        await store.write(keep("a", "2"))
+        assert kept(store, "a") == "1"
+    assert kept(store, "a") == "2"
+
+
+async def test_the_version_changes_with_every_commit_of_any_process(store: Store, path: Path) -> None:
+    before = store.version()
+    assert store.version() == before
+    await store.write(keep("a"))
+    own = store.version()
+    assert own != before
+    script = f"""
+import asyncio
+from pathlib import Path
+from twolane.store.sqlite import SQLiteStore
+async def main():
+    store = SQLiteStore(Path({str(path)!r}))
+    await store.write(lambda tx: tx.run("set_meta", name="b", value="2"))
+    store.close()
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert store.version() != own
+    assert kept(store, "b") == "2"
+
+
+async def test_a_reader_cannot_write(store: Store) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        store.one("set_meta", name="a", value="x")
+
+
+async def test_threads_read_beside_the_writer(store: Store) -> None:
+    await store.write(keep("a", "1"))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: kept(store, "a"), range(50))) == ["1"] * 50
+
+
+# ── two processes ──
+
+
+async def test_two_processes_that_write_at_once_both_finish_and_nothing_is_lost(path: Path) -> None:
+    script = """
+import asyncio, sys
+from pathlib import Path
+from twolane.kernel import ledger
+from twolane.store.sqlite import SQLiteStore
+async def main():
+    store = SQLiteStore(Path(sys.argv[1]))
+    async def one(number):
+        await store.write(lambda tx: ledger.append(tx, {"kind": "note", "run": "r", "name": f"{sys.argv[2]}-{number}"}))
+    for start in range(0, 200, 20):
+        await asyncio.gather(*(one(start + at) for at in range(20)))
+    store.close()
+asyncio.run(main())
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script, str(path), name]) for name in "ab"]
+    assert [await asyncio.to_thread(process.wait, 50) for process in both] == [0, 0]
+    from twolane.kernel import ledger
+
+    store = SQLiteStore(path)
+    verdict = ledger.verify(store)
+    assert (verdict.problem, verdict.entries) == ("", 400)
+    names = {row["leaf"] for row in store.all("entries", first=0, count=1000)}
+    assert len(names) == 400
+    store.close()
+
+
+async def test_a_lock_held_too_long_fails_a_whole_group_at_once_and_keeps_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "PATIENCE_S", 0.2)
+    store = SQLiteStore(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(10):  # not 0.2 s for each of them
+            answers = await asyncio.gather(*(store.write(keep(f"n{at}")) for at in range(100)), return_exceptions=True)
+        assert all(isinstance(answer, StoreError) for answer in answers)
+        other.execute("ROLLBACK")
+    await store.write(keep("after"))
+    assert (kept(store, "n0"), kept(store, "after")) == (None, "x")
+    store.close()
+
+
+# ── the file ──
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_the_store_and_its_keys_belong_to_their_owner_alone(path: Path) -> None:
+    before = os.umask(0o000)
+    try:
+        store = SQLiteStore(path)
+        Vault.open(path, is_new=True)
+        await store.write(keep("a"))
+        files = [found for found in path.parent.rglob("*") if found.is_file()]
+        assert {found.name for found in files} >= {
+            "store.db",
+            "store.db-wal",
+            "store.db-shm",
+            "store.db.lock",
+            "master",
+            "pepper",
+        }
+        assert {found.name: oct(mode(found)) for found in files if mode(found) != 0o600} == {}
+        assert mode(path.with_name("store.db.keys")) == 0o700
+        store.close()
+    finally:
+        os.umask(before)
+
+
+def test_the_schema_of_a_newer_release_is_refused(path: Path) -> None:
+    SQLiteStore(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(StoreError, match="newer release"):
+        SQLiteStore(path)
+
+
+def test_what_is_no_store_or_has_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is not a database " * 100)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SQLiteStore(tmp_path / "text.db")
+    with pytest.raises(StoreError, match="is not there; make it"):
+        SQLiteStore(tmp_path / "no" / "store.db")
+
+
+def test_a_store_without_its_keys_says_what_is_missing(path: Path) -> None:
+    with pytest.raises(StoreError, match=r"must hold master and pepper\. Bring them back"):
+        Vault.open(path, is_new=False)
+    Vault.open(path, is_new=True)
+    (path.with_name("store.db.keys") / "pepper").write_bytes(b"")
+    with pytest.raises(StoreError, match="are damaged"):
+        Vault.open(path, is_new=False)
+
+
+def test_keys_are_made_once_and_a_half_made_one_is_not_left(path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        vaults = list(pool.map(lambda _: Vault.open(path, is_new=True), range(8)))
+    assert len({vault.pseudonym("a") for vault in vaults}) == 1
+    assert sorted(found.name for found in path.with_name("store.db.keys").iterdir()) == ["master", "pepper"]
+
+
+def test_a_body_opens_with_its_own_key_only(path: Path, tmp_path: Path) -> None:
+    vault = Vault.open(path, is_new=True)
+    mine, wrapped = vault.new_subject("t", "a")
+    other, _ = vault.new_subject("t", "b")
+    sealed = seal(mine, b"text")
+    assert unseal(vault.subject({"id": mine.id, "wrapped": wrapped}), sealed) == b"text"
+    for subject, body in ((other, sealed), (mine, sealed[:-1] + bytes([sealed[-1] ^ 1]))):
+        with pytest.raises(StoreError, match="does not open"):
+            unseal(subject, body)
+    stranger = Vault.open(tmp_path / "other.db", is_new=True)
+    with pytest.raises(StoreError, match="belong to another"):
+        stranger.subject({"id": mine.id, "wrapped": wrapped})
+
+
+def test_every_connection_syncs_fully_deletes_securely_and_minds_references(path: Path) -> None:
+    SQLiteStore(path).close()
+    with contextlib.closing(sqlite_store._connect(path)) as connection:
+        settings = {
+            name: connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("synchronous", "secure_delete", "foreign_keys", "journal_mode")
+        }
+    assert settings == {"synchronous": 2, "secure_delete": 1, "foreign_keys": 1, "journal_mode": "wal"}
+
+
+async def test_a_deleted_body_is_not_in_the_file_any_more(path: Path) -> None:
+    store, marker = SQLiteStore(path), b"\xabmarker-of-a-body\xcd" * 400
+    await store.write(lambda tx: tx.run("add_subject", id="s", tenant="t", name="n", wrapped=b"w", created=0))
+    await store.write(lambda tx: tx.run("add_body", subject="s", sealed=marker))
+    store.close()
+    assert marker[:18] in path.read_bytes()
+    with contextlib.closing(sqlite_store._connect(path)) as connection:
+        connection.execute("DELETE FROM body")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert not any(marker[:18] in found.read_bytes() for found in path.parent.glob("store.db*") if found.is_file())
+
+
+# ── a full disk ──
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of three megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
+        pytest.skip("mounting a small file system needs root on Linux")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_full_disk_is_said_plainly_and_loses_nothing_acknowledged(small_disk: Path) -> None:
+    store, acknowledged = SQLiteStore(small_disk / "store.db"), []
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1_500_000))
+    refused: StoreError | None = None
+    for number in range(2000):
+        try:
+            await store.write(keep(f"n{number}", "x" * 4000))
+        except StoreError as error:
+            refused = error
+            break
+        acknowledged.append(number)
+    assert refused is not None
+    assert "full" in str(refused)
+    assert "free the disk" in str(refused)
+    assert acknowledged
+    assert all(kept(store, f"n{number}") for number in acknowledged)
+    ballast.unlink()
+    await store.write(keep("after", "y"))
+    store.close()
+    again = SQLiteStore(small_disk / "store.db")
+    assert all(kept(again, f"n{number}") for number in acknowledged)
+    assert (kept(again, "after"), kept(again, f"n{len(acknowledged)}")) == ("y", None)
+    again.close()

@@ -1,0 +1,86 @@
+"""The public API as users write it. Nothing here runs: it is type-checked, and every `type: ignore` must be needed."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from pydantic import BaseModel
+
+from twolane import Agent, Document, Item, Platform, Prompt, Quote, RunSummary, Workflow, agent, workflow
+from twolane.testing import Rehearsal
+
+
+class Plan(BaseModel):
+    topics: list[str]
+
+
+class Facts(BaseModel):
+    price: Quote
+
+
+class Findings(BaseModel):
+    breaches: str
+
+
+@agent(returns=Plan, route="light", allowance="$0.002")
+def planner(contract: Document) -> Prompt:
+    return Prompt(system="s", user="u", context=(contract,))
+
+
+@agent(returns=Facts)
+def extractor(contract: Document, plan: Plan, *, tone: str = "dry") -> Prompt:
+    return Prompt(system=tone, user=", ".join(plan.topics), context=(contract,))
+
+
+@agent(returns=Findings, repairs=2)
+def verifier(facts: Facts) -> Prompt:
+    return Prompt(system="s", user=facts.price.text)
+
+
+@workflow(version="1")
+async def audit(contract: Document, do: Item) -> Findings:
+    plan = await do(planner, contract)
+    facts = await do(extractor, contract, plan, tone="warm")
+    findings = await do(verifier, facts)
+    assert_type(plan, Plan)
+    assert_type(facts, Facts)
+    assert_type(findings, Findings)
+
+    bad: Findings = await do(planner, contract)  # type: ignore[arg-type]  # another agent's output
+    await do(verifier, plan)  # type: ignore[arg-type]  # a handoff that cannot fit
+    await do(extractor, contract)  # type: ignore[call-arg]  # an input is missing
+    await do(extractor, contract, plan, tune="warm")  # type: ignore[call-arg]  # there is no such input
+    await do(planner, contract, plan)  # type: ignore[call-arg]  # one too many
+    plan.breaches  # type: ignore[attr-defined]  # noqa: B018 - not a field of it
+    return bad
+
+
+async def use() -> None:
+    assert_type(audit, Workflow)
+    plans: Agent[[Document], Plan] = planner
+    assert_type(plans(Document("a", "text")), Prompt)
+    assert_type(planner(Document("a", "text")), Prompt)
+    planner.revised(extractor.prompt)  # type: ignore[arg-type]  # it takes other inputs
+    async with Rehearsal(
+        {"planner": "{}"}, verifier=['{"breaches": "none"}', "{}"], extractor=lambda call: ""
+    ) as platform:
+        assert_type(platform, Platform)
+        summary = await platform.run(audit, [Document("a", "text"), "folder/", Plan(topics=[])], budget="$1")
+        assert_type(summary, RunSummary)
+        await platform.run(audit, [7])  # type: ignore[list-item]  # neither a path nor a document nor a row
+    Rehearsal(planner=7)  # type: ignore[arg-type]  # not a reply
+
+
+@agent(returns=str)  # type: ignore[type-var]  # a reply is a pydantic model
+def wrong_reply(contract: Document) -> Prompt:
+    return Prompt(system="s", user="u")
+
+
+@agent(returns=Plan)  # type: ignore[arg-type]  # an agent makes a Prompt
+def wrong_prompt(contract: Document) -> str:
+    return "s"
+
+
+@workflow(version="1")  # type: ignore[arg-type]  # a workflow is async
+def wrong_workflow(contract: Document, do: Item) -> Findings:
+    return Findings(breaches="")
