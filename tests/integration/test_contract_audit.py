@@ -271,7 +271,7 @@ async def test_any_other_upstream_is_one_line_of_configuration(
         check_quotes(reports_of(summary), documents)  # what was accepted had passed every check
         for row in platform.kernel.store.all("quarantined", run=summary.run):
             assert row["agent"] in ("planner", "extractor", "verifier", "synthesizer")
-            assert json.loads(row["problems"])
+            assert json.loads(told(platform, row))
         assert platform.verify().ok
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from twolane.errors import InvalidEntry
+from twolane.errors import InvalidEntry, LedgerBroken
 from twolane.kernel import ledger, treasury
 from twolane.kernel.ledger import Verdict
 from twolane.rules.merkle import CompactRange, leaf_hash
@@ -255,4 +255,14 @@ async def test_an_entry_that_cannot_be_a_leaf_is_refused_and_leaves_no_gap(path:
     assert [await each for each in waiting] == [ENTRIES, ENTRIES + 1, ENTRIES + 2]
     assert await last == ENTRIES + 3
     assert ledger.verify(store).ok
+    store.close()
+
+
+async def test_nothing_is_appended_to_a_ledger_whose_end_was_cut_off(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("DELETE FROM entry WHERE position = ?", (ENTRIES - 1,))
+    store = SQLiteStore(path)
+    with pytest.raises(LedgerBroken, match="nothing more is written") as broken:
+        await store.write(lambda tx: append(tx, ENTRIES))
+    assert broken.value.first_bad == ENTRIES - 1
     store.close()

@@ -663,7 +663,7 @@ async def test_a_question_is_one_recorded_step(tmp_path: Path) -> None:
     assert asked.ttft_ms is not None
     (step,) = rows(kernel, "SELECT * FROM trace_steps")
     assert step["step"] == asked.step
-    assert upstream.calls[0].messages[1].content == '<document id="a_b">\nFive.\n</document>'
+    assert upstream.calls[0].messages[1].content == '<document id="a\'b">\nFive.\n</document>'
     assert upstream.calls[0].messages[-1].content == "How many?"
     await kernel.aclose()
 

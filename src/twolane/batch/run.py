@@ -347,20 +347,24 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
 # ── reports ──
 
 
-def write_report(kernel: Kernel, run_row: Row, item: Row, result: Any) -> None:  # Any: the workflow's own model
-    """`<percent-encoded item id>.json`, and `.md` where the result offers one; each whole or not at all."""
-    folder = Path(options_of(run_row)["reports"])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = report_name(item["name"])
+def render_report(run_row: Row, item: Row, result: Any) -> dict[Path, bytes]:  # Any: the workflow's own model
+    """The item's report files: `<percent-encoded item id>.json`, and `.md` where the result offers one."""
+    folder, name = Path(options_of(run_row)["reports"]), report_name(item["name"])
     fields = {
         "run": run_row["id"],
         "item": item["name"],
         "flow": run_row["flow"],
         "result": result.model_dump(mode="json"),
     }
-    if hasattr(result, "markdown"):
-        write_whole(folder / f"{name}.md", result.markdown().encode())
-    write_whole(folder / f"{name}.json", orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n")
+    files = {folder / f"{name}.md": result.markdown().encode()} if hasattr(result, "markdown") else {}
+    return files | {folder / f"{name}.json": orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n"}
+
+
+def write_report(files: Mapping[Path, bytes]) -> None:
+    """Write a report's files, each whole or not at all."""
+    for path, data in files.items():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, data)
 
 
 def report_name(item: str) -> str:
@@ -386,7 +390,7 @@ def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
         try:
             result = flow.returns.model_validate_json(read_body(kernel, item["output"]), by_alias=True, by_name=True)
             if not (folder / f"{report_name(item['name'])}.json").exists():
-                write_report(kernel, row, item, result)
+                write_report(render_report(row, item, result))
             if hasattr(result, "rows"):
                 rows.extend({"item": item["name"], **each} for each in result.rows())
         except OSError:

@@ -29,6 +29,7 @@ from twolane.errors import (
     DocumentRefused,
     HandoffRefused,
     Killed,
+    LedgerBroken,
     Problem,
     Refused,
     StoreError,
@@ -301,6 +302,8 @@ class Worker:
                 self._halt(Stop(STOPPED, f"upstream: {error}"))
             case HandoffRefused() | DocumentRefused() | BadRequest() | UpstreamError():
                 await self._quarantine(row, item, error)
+            case LedgerBroken():
+                self._halt(Stop(FAILED, f"ledger: {error}"))
             case Refused() | StoreError():
                 self._halt(Stop(STOPPED, f"{error.code}: {error}"))
             case Exception():  # the workflow's own code: its fault is this item's, the others go on
@@ -327,6 +330,8 @@ class Worker:
         if not isinstance(value, self.flow.returns):
             raise TypeError(f"the workflow returned {type(value).__name__}, not {self.flow.returns.__name__}")
         subject = self._subject(row)
+        # Before the item is done: a result that cannot be shown is this item's own fault.
+        files = runs.render_report(runs.find(self.kernel, self.run_id), row, value)
         sealed = seal(subject, value.model_dump_json(by_alias=True, round_trip=True).encode())
 
         def work(tx: Transaction) -> None:
@@ -335,7 +340,7 @@ class Worker:
 
         await self.kernel.store.write(work)
         try:
-            await asyncio.to_thread(runs.write_report, self.kernel, runs.find(self.kernel, self.run_id), row, value)
+            await asyncio.to_thread(runs.write_report, files)
         except OSError as error:  # the disk's fault and not the item's, which is done: its report is made up for later
             raise StoreError(
                 f"the report of {row['name']} cannot be written: {error}. Free the disk and resume"

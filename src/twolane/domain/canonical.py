@@ -137,7 +137,7 @@ def commitment(salt: bytes, body: bytes) -> str:
     """What a leaf says about a body it must not contain: SHA-256 of `commit/v1`, the salt and the body, in hex.
 
     Hiding as long as the salt is secret, binding always; once salt and body are erased, nothing about the body can be
-    guessed from it. The salt is 16 random bytes of its own for every body.
+    guessed from it. The salt is 16 random bytes: an item's own, or one derived for a step whose body is not kept.
 
     Raises:
         ValueError: the salt does not have `SALT_BYTES` bytes.

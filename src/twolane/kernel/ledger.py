@@ -15,6 +15,7 @@ from enum import StrEnum
 import orjson
 
 from twolane.domain.canonical import leaf_bytes
+from twolane.errors import LedgerBroken
 from twolane.rules.merkle import CompactRange, leaf_hash
 from twolane.store import Row, Store, Transaction
 
@@ -57,6 +58,14 @@ def _tree(tx: Transaction) -> CompactRange:
     tree: CompactRange | None = tx.cache.get("tree")
     if tree is None:
         row = tx.one("tree")
+        size = row["size"] if row else 0
+        last = tx.one("last_position")
+        if (last["position"] if last else -1) != size - 1:
+            raise LedgerBroken(
+                f"the tree is {size} entries long, but the last entry kept is {last['position'] if last else 'none'}: "
+                "nothing more is written. Look with: twolane audit verify",
+                first_bad=min(size, last["position"] + 1 if last else 0),
+            )
         tree = tx.cache["tree"] = CompactRange.from_bytes(row["frontier"]) if row else CompactRange()
         tx.before_commit(lambda: _keep(tx, tree))
     return tree

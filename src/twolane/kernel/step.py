@@ -16,6 +16,7 @@ import random
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -108,20 +109,24 @@ class Answer:
         meter = self._meter
         for block in meter.peeked:
             yield block
-        while True:
-            # After [DONE] only the end of the connection can come; it is waited for briefly, so that it can be reused.
-            patience = DONE_S if meter.is_complete() else self.upstream.idle_s
-            try:
-                async with asyncio.timeout(patience):
-                    block = await anext(self._blocks)
-            except StopAsyncIteration:
-                break
-            except TimeoutError:
-                if meter.is_complete():
-                    return
-                raise UpstreamError(self.upstream.name, f"silent for {patience:g} s", retryable=True) from None
-            meter.saw(block)
-            yield block
+        try:
+            async with asyncio.timeout(None) as timer:
+                with _Silence(timer, self.upstream.idle_s) as silence:
+                    while True:
+                        if meter.is_complete():  # only the end of the connection can come: worth a moment, for reuse
+                            silence.patience_s = min(DONE_S, silence.patience_s)
+                        silence.begins()
+                        try:
+                            block = await anext(self._blocks)
+                        except StopAsyncIteration:
+                            break
+                        silence.ends()
+                        meter.saw(block)
+                        yield block
+        except TimeoutError:
+            if not meter.is_complete():
+                problem = f"silent for {self.upstream.idle_s:g} s"
+                raise UpstreamError(self.upstream.name, problem, retryable=True) from None
         if not meter.is_complete():
             problem = "it ended its answer without [DONE]: the answer was cut off"
             raise UpstreamError(self.upstream.name, problem, retryable=True)
@@ -293,8 +298,8 @@ class _Attempt:
         door._switches.check(self._scopes)
         if upstream.price is None and not upstream.is_unpriced_allowed:
             raise Unpriced(upstream.name)
-        call = _sized(request.call, upstream)
         fields = door._fields(request, upstream, step, door._input_digest(request, step))
+        call = _sized(request.call, upstream)
         meter = _Meter(fields, call)
         _check_allowance(request, call, upstream, door._currency)
         try:
@@ -481,6 +486,48 @@ class _Attempt:
         return recorded
 
 
+class _Silence:
+    """How long an upstream has said nothing, with one timer for a whole stream: a timer armed at every block was a
+    tenth of the door's time. While nobody waits for the upstream (a slow reader), its silence does not count."""
+
+    def __init__(self, timer: asyncio.Timeout, patience_s: float) -> None:
+        self._timer, self.patience_s = timer, patience_s
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._armed_for = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> _Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def begins(self) -> None:
+        self._since = now = self._loop.time()
+        if self._handle is None or self._armed_for > now + self.patience_s:
+            self._arm(now + self.patience_s)
+
+    def ends(self) -> None:
+        self._since = None
+        if self._timer.when() is not None:
+            self._timer.reschedule(None)  # it was about to strike when the block came
+
+    def _arm(self, at: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._armed_for, self._handle = at, self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        due = (self._since if self._since is not None else now) + self.patience_s
+        if now >= due:
+            self._timer.reschedule(now)
+        else:
+            self._arm(due)
+
+
 @dataclass
 class _Meter:
     """Counts a copy of what passes: first token, bytes, the end of the stream with its usage."""
@@ -494,7 +541,11 @@ class _Meter:
     has_left: bool = False
     text_bytes: int | None = None
     _began: float = field(default_factory=time.monotonic)
-    _tail: bytes = b""
+    _last: deque[bytes] = field(default_factory=deque)
+    """The newest blocks, `TAIL_BYTES` or a little more, joined when asked for: copying at every block was slow."""
+    _last_bytes: int = 0
+    _edge: bytes = b""
+    _is_done: bool = False
     _events: int = 0
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
@@ -510,7 +561,14 @@ class _Meter:
         """A block passed."""
         self._digest.update(block)
         self._events += block.count(b"data:")
-        self._tail = block if len(block) >= TAIL_BYTES else (self._tail + block)[-TAIL_BYTES:]
+        self._last.append(block)
+        self._last_bytes += len(block)
+        while self._last_bytes - len(self._last[0]) >= TAIL_BYTES:
+            self._last_bytes -= len(self._last.popleft())
+        seam = self._edge + block
+        self._edge = seam[-16:]
+        if b"[DONE]" in seam and not self._is_done:
+            self._is_done = _DONE.search(self._tail()) is not None
         if self.ttft_us is None and _has_answered(self.peeked):
             self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
 
@@ -519,7 +577,10 @@ class _Meter:
 
     def is_complete(self) -> bool:
         """True once `[DONE]` passed."""
-        return _DONE.search(self._tail) is not None
+        return self._is_done
+
+    def _tail(self) -> bytes:
+        return b"".join(self._last)
 
     def total_us(self) -> int:
         return int((time.monotonic() - self._began) * 1_000_000)
@@ -527,7 +588,7 @@ class _Meter:
     def usage(self) -> Usage | None:
         """What the upstream reported at the end; None where it did not."""
         found = None
-        for payload in EventReader().feed(self._tail + b"\n\n"):
+        for payload in EventReader().feed(self._tail() + b"\n\n"):
             if b'"usage"' not in payload:
                 continue
             try:

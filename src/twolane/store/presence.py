@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 from pathlib import Path
+from typing import IO
 
 
 class Presence:
@@ -15,8 +16,21 @@ class Presence:
         self._folder = store.with_name(store.name + ".alive")
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._file = open(self._folder / self.name, "w")  # noqa: SIM115 - held as long as the process lives
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = self._take()
+        for path in self._folder.iterdir():
+            self.is_alive(path.name)
+
+    def _take(self) -> IO[str]:
+        """Our own file, locked. Somebody sweeping may take it away between its making and its locking: then again."""
+        while True:
+            file = open(self._folder / self.name, "w")  # noqa: SIM115 - held as long as the process lives
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._folder / self.name)):
+                    return file
+            except FileNotFoundError:
+                pass
+            file.close()
 
     def is_alive(self, name: str) -> bool:
         """True while the process that took this name runs. The files of the dead are swept away."""
@@ -26,11 +40,11 @@ class Presence:
         try:
             with open(path, "r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)  # while we hold it: see `_take`
         except FileNotFoundError:
             return False
         except BlockingIOError:
             return True
-        path.unlink(missing_ok=True)
         return False
 
     def close(self) -> None:

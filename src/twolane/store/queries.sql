@@ -27,6 +27,10 @@ INSERT INTO entry (position, leaf, hash) VALUES (:position, :leaf, :hash);
 -- Leaves in order, a page at a time; as bytes, so that one that is no longer UTF-8 can be named.
 SELECT position, CAST(leaf AS BLOB) AS leaf, hash FROM entry WHERE position >= :first ORDER BY position LIMIT :count;
 
+-- name: last_position
+-- Where the newest leaf stands.
+SELECT position FROM entry ORDER BY position DESC LIMIT 1;
+
 -- name: count_entries
 -- How many leaves there are.
 SELECT count(*) AS entries FROM entry;

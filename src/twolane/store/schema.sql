@@ -169,7 +169,8 @@ CREATE TABLE api_key (
 CREATE UNIQUE INDEX api_key_by_digest ON api_key (digest);
 
 -- ── trace_steps: a public contract ────────────────────────────────────────────────────────────────────────────────
--- One row per attempt that left the house or was answered from a memo. Every figure is read from the leaf itself.
+-- One row per attempt that left the house or was answered from a memo; and per attempt that an intent announced, or that
+-- found nobody, which never left (status unreached, no call). Every figure is read from the leaf itself.
 CREATE VIEW trace_steps AS
 SELECT
   json_extract(e.leaf, '$.step')               AS step,

@@ -99,7 +99,8 @@ def test_input_is_bounded_by_the_bytes_of_everything_the_model_reads(text: str) 
 def test_each_of_n_answers_may_be_as_long() -> None:
     call = ModelCall((Message("user", "abc"),), "m", 10, extras={"n": 3})
     one = dataclasses.replace(call, extras={})
-    assert upper_bound(call, None).tokens - upper_bound(one, None).tokens == 20
+    named = len(b'{"n":3}')  # fields of the request count as input, byte by byte
+    assert upper_bound(call, None).tokens - upper_bound(one, None).tokens == 20 + named
 
 
 def test_only_a_number_above_one_is_more_than_one_answer() -> None:
