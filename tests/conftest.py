@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,9 @@ from hypothesis import settings
 # A shared or busy machine must not fail a property for being slow: pytest-timeout holds the real limit.
 settings.register_profile("twolane", deadline=None, print_blob=True)
 settings.load_profile("twolane")
+
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+"""Linux: read and set an interface's flags."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,3 +34,13 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the test vectors and samples in ../shared/data, which are not part of the repository")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback() -> None:
+    """The suite runs with the network cut (`unshare -n make test`): a fresh namespace has its loopback down, and
+    whoever made the namespace may raise it. Nothing else is ever reached."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
+        (flags,) = struct.unpack_from("16xh", fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s16x", b"lo")))
+        if not flags & IFF_UP:
+            fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))

@@ -3,6 +3,7 @@ agent changed, a question online, and the ledger checked. No key, no service, no
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -99,7 +100,7 @@ def _tell(contracts: Path, home: Path) -> None:
     print("\n".join(forecast_lines(said)))
 
     _title(2, "Twenty-four contracts; half-way the worker is killed with SIGKILL")
-    first = _start_and_kill(home, contracts)
+    first = _start_and_kill(home, contracts, until=12)
 
     _title(3, "Resume: what is finished is not run again")
     summary = _resume(home, first)
@@ -129,27 +130,27 @@ def _tell(contracts: Path, home: Path) -> None:
     print(f"\nThe whole story took {time.monotonic() - began:.0f} s.")
 
 
-def _start_and_kill(home: Path, contracts: Path) -> str:
-    """Start the run in a worker of its own and kill it half-way; the run's id."""
-    worker = _spawn(home, "run", "start", "contract-audit", str(contracts), "--budget", "$1", "--wait", "--json")
+def _start_and_kill(home: Path, contracts: Path, *, until: int) -> str:
+    """Start the run in a worker of its own and kill it when `until` items have ended; the run's id."""
 
     async def go() -> str:
         async with await Platform.open(configuration.load(home / "twolane.toml")) as platform:
-            return await _watch(platform, worker, until=12)
+            known = {row["id"] for row in platform.kernel.store.all("runs", count=100)}
+            worker = _spawn(
+                home, "run", "start", "contract-audit", str(contracts), "--budget", "$1", "--wait", "--json"
+            )
+            identity = await _watch(platform, worker, known, until=until)
+            if worker.poll() is None:
+                os.kill(worker.pid, signal.SIGKILL)
+                print("SIGKILL: the worker is gone in the middle of its work.")
+            worker.communicate()
+            return identity
 
-    identity = run(go())
-    if worker.poll() is None:
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.wait()
-        print("SIGKILL: the worker is gone in the middle of its work.")
-    return identity
+    return run(go())
 
 
-async def _watch(platform: Platform, worker: subprocess.Popen[str], *, until: int | None) -> str:
-    """Draw a worker's newest run until `until` items have ended, or it has; the run's id."""
-    import asyncio
-
-    known = {row["id"] for row in platform.kernel.store.all("runs", count=100)} if until else set()
+async def _watch(platform: Platform, worker: subprocess.Popen[str], known: Set[str], *, until: int) -> str:
+    """Draw the run that is not among `known` until `until` of its items have ended, or its worker has; its id."""
     with ExitStack() as stack:
         progress = stack.enter_context(Progress()) if sys.stderr.isatty() else None
         shown = -1
@@ -164,7 +165,7 @@ async def _watch(platform: Platform, worker: subprocess.Popen[str], *, until: in
                     shown = ended
                     print(f"  {ended} of {summary.items['total']} contracts, {summary.calls} calls, "
                           f"{summary.cost} {summary.currency}", flush=True)  # fmt: skip
-                if (until and ended >= until) or worker.poll() is not None:
+                if ended >= until or worker.poll() is not None:
                     return summary.run
             elif worker.poll() is not None:
                 raise TwolaneError(f"the worker ended early: {worker.stderr.read() if worker.stderr else ''}")

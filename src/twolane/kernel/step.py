@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import random
-import re
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 from twolane.domain.canonical import canonical_json, commitment
-from twolane.domain.completion import Completion, EventError, EventReader, parse_event, usage_of
+from twolane.domain.completion import Completion, EventError
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Status, Subject, Usage
 from twolane.errors import BadRequest, BudgetExceeded, Killed, Unpriced, UpstreamError
 from twolane.kernel import ledger, treasury
 from twolane.kernel.lanes import Lanes
+from twolane.kernel.meter import Meter, Silence
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Hold, Treasury
 from twolane.models import Model, ModelStream
@@ -39,14 +37,9 @@ from twolane.store import Store, Transaction
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
 
-TAIL_BYTES = 16_384
-"""How much of a stream's end is kept to find its usage in."""
 FIRST_BACKOFF_S = 0.25
 DONE_S = 0.25
 """How long a connection may stay open after `[DONE]` before it is closed instead of reused."""
-
-_DONE = re.compile(rb"(?:^|[\r\n])data: *\[DONE\]")
-"""At the beginning of a line: inside a text the line break before it would be escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +83,7 @@ class Answer:
     The caller may say how it ended (`status`, `reason`) and what must be committed together with it (`also`).
     """
 
-    def __init__(self, step: str, upstream: Upstream, stream: ModelStream, meter: _Meter, hold: Hold | None) -> None:
+    def __init__(self, step: str, upstream: Upstream, stream: ModelStream, meter: Meter, hold: Hold | None) -> None:
         self.step, self.upstream, self.hold = step, upstream, hold
         self.status, self.reason = Status.OK, ""
         self.also: Callable[[Transaction, Settled], None] | None = None
@@ -111,7 +104,7 @@ class Answer:
             yield block
         try:
             async with asyncio.timeout(None) as timer:
-                with _Silence(timer, self.upstream.idle_s) as silence:
+                with Silence(timer, self.upstream.idle_s) as silence:
                     while True:
                         if meter.is_complete():  # only the end of the connection can come: worth a moment, for reuse
                             silence.patience_s = min(DONE_S, silence.patience_s)
@@ -300,7 +293,7 @@ class _Attempt:
             raise Unpriced(upstream.name)
         fields = door._fields(request, upstream, step, door._input_digest(request, step))
         call = _sized(request.call, upstream)
-        meter = _Meter(fields, call)
+        meter = Meter(fields, call)
         _check_allowance(request, call, upstream, door._currency)
         try:
             # Batch waits as long as it takes, so it waits before it holds money; online is refused before it waits.
@@ -321,13 +314,13 @@ class _Attempt:
             self._abandon(request, step, meter, upstream, error)
             raise
 
-    async def _take_slot(self, request: Request, upstream: Upstream, meter: _Meter) -> None:
+    async def _take_slot(self, request: Request, upstream: Upstream, meter: Meter) -> None:
         slots = self._door._lanes.slots(upstream.name, request.lane)
         meter.queued_us = int(await slots.acquire(request.deadline_s) * 1_000_000)
         began = time.monotonic()
         self._release = lambda: slots.release(time.monotonic() - began)
 
-    async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: _Meter) -> Hold | None:
+    async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter) -> Hold | None:
         """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them."""
         fields, is_batch = meter.fields, request.lane is Lane.BATCH
         if not is_batch and not self._door._treasury.is_limited(self._scopes):
@@ -352,7 +345,7 @@ class _Attempt:
             meter.is_intended = False
             raise
 
-    async def _open(self, upstream: Upstream, call: ModelCall, step: str, meter: _Meter, hold: Hold | None) -> Answer:
+    async def _open(self, upstream: Upstream, call: ModelCall, step: str, meter: Meter, hold: Hold | None) -> Answer:
         """Send, and peek at the first event before anybody is told that this attempt succeeded."""
         stream: ModelStream | None = None
         try:
@@ -391,7 +384,7 @@ class _Attempt:
             # A step that trips its own switch finds its stream closed: cancelled too, it would end whatever comes next.
             self._is_cancelled = self._task.cancel()
 
-    def _abandon(self, request: Request, step: str, meter: _Meter, upstream: Upstream, error: BaseException) -> None:
+    def _abandon(self, request: Request, step: str, meter: Meter, upstream: Upstream, error: BaseException) -> None:
         """This attempt brought no answer: give everything back. It has its row if it left the house, or if an intent
         says that it would."""
         self._let_go(step)
@@ -443,7 +436,7 @@ class _Attempt:
         request: Request,
         upstream: Upstream,
         step: str,
-        meter: _Meter,
+        meter: Meter,
         *,
         status: Status,
         reason: str,
@@ -486,130 +479,6 @@ class _Attempt:
         return recorded
 
 
-class _Silence:
-    """How long an upstream has said nothing, with one timer for a whole stream: a timer armed at every block was a
-    tenth of the door's time. While nobody waits for the upstream (a slow reader), its silence does not count."""
-
-    def __init__(self, timer: asyncio.Timeout, patience_s: float) -> None:
-        self._timer, self.patience_s = timer, patience_s
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._armed_for = 0.0
-        self._handle: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> _Silence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def begins(self) -> None:
-        self._since = now = self._loop.time()
-        if self._handle is None or self._armed_for > now + self.patience_s:
-            self._arm(now + self.patience_s)
-
-    def ends(self) -> None:
-        self._since = None
-        if self._timer.when() is not None:
-            self._timer.reschedule(None)  # it was about to strike when the block came
-
-    def _arm(self, at: float) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-        self._armed_for, self._handle = at, self._loop.call_at(at, self._look)
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        due = (self._since if self._since is not None else now) + self.patience_s
-        if now >= due:
-            self._timer.reschedule(now)
-        else:
-            self._arm(due)
-
-
-@dataclass
-class _Meter:
-    """Counts a copy of what passes: first token, bytes, the end of the stream with its usage."""
-
-    fields: dict[str, object]
-    call: ModelCall
-    peeked: list[bytes] = field(default_factory=list)
-    queued_us: int = 0
-    ttft_us: int | None = None
-    is_intended: bool = False
-    has_left: bool = False
-    text_bytes: int | None = None
-    _began: float = field(default_factory=time.monotonic)
-    _last: deque[bytes] = field(default_factory=deque)
-    """The newest blocks, `TAIL_BYTES` or a little more, joined when asked for: copying at every block was slow."""
-    _last_bytes: int = 0
-    _edge: bytes = b""
-    _is_done: bool = False
-    _events: int = 0
-    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-
-    def begin(self) -> None:
-        self._began = time.monotonic()
-
-    def attempt(self) -> int:
-        attempt = self.fields["attempt"]
-        assert isinstance(attempt, int)
-        return attempt
-
-    def saw(self, block: bytes) -> None:
-        """A block passed."""
-        self._digest.update(block)
-        self._events += block.count(b"data:")
-        self._last.append(block)
-        self._last_bytes += len(block)
-        while self._last_bytes - len(self._last[0]) >= TAIL_BYTES:
-            self._last_bytes -= len(self._last.popleft())
-        seam = self._edge + block
-        self._edge = seam[-16:]
-        if b"[DONE]" in seam and not self._is_done:
-            self._is_done = _DONE.search(self._tail()) is not None
-        if self.ttft_us is None and _has_answered(self.peeked):
-            self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
-
-    def has_first_token(self) -> bool:
-        return self.ttft_us is not None
-
-    def is_complete(self) -> bool:
-        """True once `[DONE]` passed."""
-        return self._is_done
-
-    def _tail(self) -> bytes:
-        return b"".join(self._last)
-
-    def total_us(self) -> int:
-        return int((time.monotonic() - self._began) * 1_000_000)
-
-    def usage(self) -> Usage | None:
-        """What the upstream reported at the end; None where it did not."""
-        found = None
-        for payload in EventReader().feed(self._tail() + b"\n\n"):
-            if b'"usage"' not in payload:
-                continue
-            try:
-                chunk = parse_event(payload)
-            except EventError:
-                continue  # the tail may begin in the middle of an event
-            found = (usage_of(chunk) if chunk else None) or found
-        return found
-
-    def is_unbilled(self, error: BaseException) -> bool:
-        """An upstream that was never reached, or that refused with a status, has generated nothing."""
-        return isinstance(error, UpstreamError) and (error.is_gone or error.http_status is not None)
-
-    def output_bytes(self) -> int:
-        """A measure of what was generated where no usage came: the text's bytes, else four a chunk."""
-        return self.text_bytes if self.text_bytes is not None else 4 * max(0, self._events - 1)
-
-    def output_digest(self, salt: bytes) -> str | None:
-        return commitment(salt, self._digest.digest()) if self._events else None
-
-
 def new_step_id() -> str:
     """96 random bits, hex."""
     return secrets.token_hex(12)
@@ -644,15 +513,6 @@ def _check_allowance(request: Request, call: ModelCall, upstream: Upstream, curr
             held="0",
             asked=str(Money(bound, currency)),
         )
-
-
-def _has_answered(peeked: Sequence[bytes]) -> bool:
-    """True once the first event is whole. Some servers answer 200 and then an error event: seen here, it is a failure
-    and not an answer."""
-    for payload in EventReader().feed(b"".join(peeked)):
-        parse_event(payload)
-        return True
-    return False
 
 
 def _status_of(error: BaseException, *, is_killed: bool) -> Status:

@@ -10,22 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twolane.errors import ConfigError
-from twolane.rules.policy import (
-    QUESTIONS,
-    Breach,
-    Policy,
-    Quantity,
-    Severity,
-    Status,
-    apply,
-    decide,
-    parse,
-    read_days,
-    read_law,
-    read_money,
-    read_months,
-    read_percent,
-)
+from twolane.rules.policy import QUESTIONS, Breach, Policy, Severity, Status, apply, decide, parse
+from twolane.rules.quantities import Quantity, read_days, read_law, read_money, read_months, read_percent
 
 
 def policy(**keys: object) -> Policy:

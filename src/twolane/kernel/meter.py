@@ -1,0 +1,162 @@
+"""What the door watches while an answer passes: how long the upstream is silent, and what goes by."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from twolane.domain.canonical import commitment
+from twolane.domain.completion import EventError, EventReader, parse_event, usage_of
+from twolane.domain.records import ModelCall, Usage
+from twolane.errors import UpstreamError
+
+TAIL_BYTES = 16_384
+"""How much of a stream's end is kept to find its usage in."""
+
+_DONE = re.compile(rb"(?:^|[\r\n])data: *\[DONE\]")
+"""At the beginning of a line: inside a text the line break before it would be escaped."""
+
+
+class Silence:
+    """How long an upstream has said nothing, with one timer for a whole stream: a timer armed at every block was a
+    tenth of the door's time. While nobody waits for the upstream (a slow reader), its silence does not count."""
+
+    def __init__(self, timer: asyncio.Timeout, patience_s: float) -> None:
+        self._timer, self.patience_s = timer, patience_s
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._armed_for = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def begins(self) -> None:
+        """The upstream is waited for from now on."""
+        self._since = now = self._loop.time()
+        if self._handle is None or self._armed_for > now + self.patience_s:
+            self._arm(now + self.patience_s)
+
+    def ends(self) -> None:
+        """It spoke."""
+        self._since = None
+        if self._timer.when() is not None:
+            self._timer.reschedule(None)  # it was about to strike when the block came
+
+    def _arm(self, at: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._armed_for, self._handle = at, self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        due = (self._since if self._since is not None else now) + self.patience_s
+        if now >= due:
+            self._timer.reschedule(now)
+        else:
+            self._arm(due)
+
+
+@dataclass
+class Meter:
+    """Counts a copy of what passes: first token, bytes, the end of the stream with its usage."""
+
+    fields: dict[str, object]
+    call: ModelCall
+    peeked: list[bytes] = field(default_factory=list)
+    queued_us: int = 0
+    ttft_us: int | None = None
+    is_intended: bool = False
+    has_left: bool = False
+    text_bytes: int | None = None
+    _began: float = field(default_factory=time.monotonic)
+    _last: deque[bytes] = field(default_factory=deque)
+    """The newest blocks, `TAIL_BYTES` or a little more, joined when asked for: copying at every block was slow."""
+    _last_bytes: int = 0
+    _edge: bytes = b""
+    _is_done: bool = False
+    _events: int = 0
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def begin(self) -> None:
+        """The call leaves the house now."""
+        self._began = time.monotonic()
+
+    def attempt(self) -> int:
+        """Which attempt of its step this is."""
+        attempt = self.fields["attempt"]
+        assert isinstance(attempt, int)
+        return attempt
+
+    def saw(self, block: bytes) -> None:
+        """A block passed."""
+        self._digest.update(block)
+        self._events += block.count(b"data:")
+        self._last.append(block)
+        self._last_bytes += len(block)
+        while self._last_bytes - len(self._last[0]) >= TAIL_BYTES:
+            self._last_bytes -= len(self._last.popleft())
+        seam = self._edge + block
+        self._edge = seam[-16:]
+        if b"[DONE]" in seam and not self._is_done:
+            self._is_done = _DONE.search(self._tail()) is not None
+        if self.ttft_us is None and _has_answered(self.peeked):
+            self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
+
+    def has_first_token(self) -> bool:
+        """True once the first event is whole."""
+        return self.ttft_us is not None
+
+    def is_complete(self) -> bool:
+        """True once `[DONE]` passed."""
+        return self._is_done
+
+    def _tail(self) -> bytes:
+        return b"".join(self._last)
+
+    def total_us(self) -> int:
+        """Microseconds since the call left."""
+        return int((time.monotonic() - self._began) * 1_000_000)
+
+    def usage(self) -> Usage | None:
+        """What the upstream reported at the end; None where it did not."""
+        found = None
+        for payload in EventReader().feed(self._tail() + b"\n\n"):
+            if b'"usage"' not in payload:
+                continue
+            try:
+                chunk = parse_event(payload)
+            except EventError:
+                continue  # the tail may begin in the middle of an event
+            found = (usage_of(chunk) if chunk else None) or found
+        return found
+
+    def is_unbilled(self, error: BaseException) -> bool:
+        """An upstream that was never reached, or that refused with a status, has generated nothing."""
+        return isinstance(error, UpstreamError) and (error.is_gone or error.http_status is not None)
+
+    def output_bytes(self) -> int:
+        """A measure of what was generated where no usage came: the text's bytes, else four a chunk."""
+        return self.text_bytes if self.text_bytes is not None else 4 * max(0, self._events - 1)
+
+    def output_digest(self, salt: bytes) -> str | None:
+        """A commitment to the bytes that passed; None where none did."""
+        return commitment(salt, self._digest.digest()) if self._events else None
+
+
+def _has_answered(peeked: Sequence[bytes]) -> bool:
+    """True once the first event is whole. Some servers answer 200 and then an error event: seen here, it is a failure
+    and not an answer."""
+    for payload in EventReader().feed(b"".join(peeked)):
+        parse_event(payload)
+        return True
+    return False
