@@ -67,6 +67,8 @@ class RunSummary:
     cost: str
     currency: str
     seconds: float
+    budget: str | None
+    """The run's own limit of money; None where it has none."""
     reports: str
     forecast: Mapping[str, object] | None
     by_agent: Mapping[str, Mapping[str, object]]
@@ -297,6 +299,7 @@ def summary(kernel: Kernel, run: str) -> RunSummary:
         cost=decimal_string(sum(each["cost_pico"] for each in totals)),
         currency=kernel.config.currency,
         seconds=round(seconds, 3),
+        budget=_budget(kernel, run),
         reports=options_of(row)["reports"],
         forecast=orjson.loads(row["forecast"]) if row["forecast"] else None,
         by_agent={
@@ -310,6 +313,11 @@ def summary(kernel: Kernel, run: str) -> RunSummary:
             for each in totals
         },
     )
+
+
+def _budget(kernel: Kernel, run: str) -> str | None:
+    row = kernel.store.one("budget", scope=f"run:{run}")
+    return None if row is None or row["pico"] is None else decimal_string(row["pico"])
 
 
 def options_of(row: Row) -> dict[str, Any]:  # Any: JSON of our own making, see `create`

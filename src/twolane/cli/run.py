@@ -223,6 +223,7 @@ def summary_lines(summary: RunSummary) -> list[str]:
         f"  calls    {summary.calls} left the house, {summary.reused} answered from memos",
         f"  tokens   {tokens['input']:,} in, {tokens['output']:,} out",
         f"  cost     {summary.cost} {summary.currency} in {summary.seconds:.1f} s at work",
+        f"  budget   {summary.budget} {summary.currency}" if summary.budget else "  budget   none of its own: no limit",
     ]
     agents = [
         [name or "?", str(each["calls"]), str(each["reused"]), str(each["refused"]), str(each["cost"])]

@@ -1,0 +1,248 @@
+"""The commands as a person or a script meets them: what they print, how they end, and what they say to nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Answer = dict[str, Any]  # Any: JSON
+
+SLOW = """
+[upstream.slow]
+kind = "extractive"
+model = "extractive"
+price = { input = "0.05", output = "0.08" }
+slots = { online = 2, batch = 2 }
+options = { first_token_s = 0.3 }
+[route.auto]
+light = "slow"
+"""
+
+
+class Shell:
+    """Runs `twolane` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TWOLANE_")}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "twolane", *arguments],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def json(self, *arguments: str, code: int = 0) -> Answer:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == code, done.stdout + done.stderr
+        answer: Answer = json.loads(done.stdout)
+        return answer
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "twolane", *arguments],
+            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def until(self, seen: str, *arguments: str) -> Answer:
+        """Ask again until the answer holds `seen`."""
+        told = ""
+        for _ in range(200):
+            told = self.run(*arguments, "--json").stdout
+            if seen in told:
+                answer: Answer = json.loads(told)
+                return answer
+            time.sleep(0.05)
+        raise AssertionError(f"never saw {seen!r}: {told}")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def contracts(repository: Path) -> str:
+    return str(repository / "examples" / "contracts")
+
+
+@pytest.fixture
+def children() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def test_the_outside_contract_of_a_run(shell: Shell, contracts: str) -> None:
+    started = shell.json("run", "start", "contract-audit", contracts, "--budget", "$5", "--wait")
+    assert started["status"] == "done"
+    assert started["items"] == {"total": 24, "done": 22, "quarantined": 2}
+    assert (started["currency"], started["cost"], started["budget"]) == ("USD", "0.00", "5.00")
+    assert started["calls"] > 80
+    assert started["tokens"].keys() == {"input", "output"}
+    assert isinstance(started["seconds"], float)
+    assert len(list(Path(started["reports"]).glob("*.json"))) == 22
+    said = started["forecast"]
+    assert said["cost"].keys() == said["seconds"].keys() == {"low", "mid", "high"}
+    assert (said["interval"], said["pilot"]) == (0.9, 4)
+    again = shell.json("run", "start", "contract-audit", contracts, "--wait")
+    assert (again["calls"], again["status"], again["budget"]) == (0, "done", None)
+    assert again["reused"] > 80
+    verdict = shell.json("audit", "verify")
+    assert verdict.keys() >= {"ok", "entries", "root", "first_bad", "seconds"}
+    assert (verdict["ok"], verdict["first_bad"]) == (True, None)
+    listed = shell.json("run", "list")["runs"]
+    assert [row["run"] for row in listed] == [again["run"], started["run"]]
+    assert listed[0].keys() >= {"run", "flow", "status", "started", "items", "cost"}
+    waiting = shell.json("quarantine", "list")["items"]
+    assert {row["item"] for row in waiting} == {"23-forklift-lease-scan.pdf", "24-page-two-of-three.txt"}
+    assert waiting[0].keys() == {"run", "item", "agent", "pointer", "problem"}
+    shown = shell.json("quarantine", "show", started["run"], "24-page-two-of-three.txt")
+    assert shown["problems"][0]["pointer"] == "/parties"
+
+
+def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> None:
+    (shell.folder / "twolane.toml").write_text(SLOW.replace("0.3", "0.01"))
+    said = shell.json("run", "forecast", "contract-audit", contracts)
+    assert said["calls"] >= 88
+    low, mid, high = (float(said["cost"][name]) for name in ("low", "mid", "high"))
+    assert 0 < low <= mid <= high
+    assert said["seconds"]["low"] <= said["seconds"]["mid"] <= said["seconds"]["high"]
+    assert (said["interval"], said["pilot"]) == (0.9, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "start", "contract-audit", "nothere.txt", "--wait"), "nothere.txt is not there"),
+        (("run", "start", "contract-audti", ".", "--wait"), "did you mean 'contract-audit'?"),
+        (("run", "start", "my_flows:audit", "one.txt"), "there is no module 'my_flows'"),
+        (("run", "start", "contract-audit", "one.txt", "--budget", "five dollars"), "is not an amount of money"),
+        (("run", "start", "contract-audit", "one.txt", "--budget", "0"), "can pay for nothing"),
+        (("run", "start", "contract-audit", "one.txt", "--budget", "9999999999"), "9.2 million"),
+        (("run", "start", "contract-audit", "one.txt", "--with", "polcy=x"), "no option 'polcy'"),
+        (("run", "start", "contract-audit", "one.txt", "--with", "policy=@gone.toml"), "gone.toml cannot be read"),
+        (("run", "start", "contract-audit", "one.txt", "--tenant", "a/b"), "no name of a tenant"),
+        (("run", "start", "contract-audit", "empty"), "there is nothing to read"),
+        (("run", "list", "--config", "typo.toml"), "did you mean 'store'?"),
+        (("run", "list", "--config", "gone.toml"), "there is no such file"),
+        (("run", "show", "r0"), "there is no run 'r0'"),
+        (("rnu", "list"), "did you mean 'run'?"),
+        (("switch", "trip"), "name one scope"),
+        (("budget", "set", "run:r1"), "name a limit"),
+        (("audit", "verify"), "there is no store"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_argument_is_told_in_one_line_and_ends_with_2(
+    shell: Shell, arguments: tuple[str, ...], words: str
+) -> None:
+    (shell.folder / "one.txt").write_text("A contract between A and B.")
+    (shell.folder / "typo.toml").write_text('stor = "sqlite:x.db"')
+    (shell.folder / "empty").mkdir()
+    done = shell.run(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (shell.folder / "reports").exists()
+
+
+def test_documents_that_cannot_be_read_go_to_quarantine_and_the_others_go_on(shell: Shell, contracts: str) -> None:
+    folder = shell.folder / "mixed"
+    folder.mkdir()
+    (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes("Vertrag über Schrauben".encode("latin-1"))
+    (folder / "big.txt").write_bytes(b"word " * 10_000_000)
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.7 nothing more")
+    for name in ("23-forklift-lease-scan.pdf", "01-brass-fittings.txt"):
+        (folder / name).write_bytes((Path(contracts) / name).read_bytes())
+    started = shell.json("run", "start", "contract-audit", str(folder), "--wait")
+    assert (started["status"], started["items"]) == ("done", {"total": 6, "done": 1, "quarantined": 5})
+    told = {row["item"]: row["problem"] for row in shell.json("quarantine", "list")["items"]}
+    assert "no text" in told["empty.txt"]
+    assert "not UTF-8" in told["latin.txt"]
+    assert "more than" in told["big.txt"]
+    assert "not a readable PDF" in told["broken.pdf"]
+    assert "scan" in told["23-forklift-lease-scan.pdf"]
+
+
+def test_an_upstream_that_is_gone_stops_the_run_and_another_day_it_goes_on(shell: Shell, contracts: str) -> None:
+    gone = '[upstream.slow]\nkind="openai"\nurl="http://127.0.0.1:9/v1"\nmodel="m"\nretries=0\nprice={input="1",output="1"}\n'
+    (shell.folder / "twolane.toml").write_text(gone + '[route.auto]\nlight="slow"\n')
+    stopped = shell.json("run", "start", "contract-audit", contracts, "--wait", code=1)
+    assert (stopped["status"], stopped["calls"], stopped["cost"]) == ("stopped", 0, "0.00")
+    assert stopped["reason"].startswith("upstream: upstream slow: it cannot be reached")
+    assert stopped["items"]["quarantined"] == 1, "only the scan, which nobody could read"
+    (shell.folder / "twolane.toml").unlink()
+    resumed = shell.json("run", "resume", stopped["run"])
+    assert (resumed["status"], resumed["items"]["done"]) == ("done", 22)
+    assert shell.json("audit", "verify")["ok"]
+
+
+def test_a_run_is_killed_from_another_process_and_goes_on_when_told(
+    shell: Shell, contracts: str, children: list[subprocess.Popen[str]]
+) -> None:
+    (shell.folder / "twolane.toml").write_text(SLOW)
+    children.append(shell.spawn("run", "start", "contract-audit", contracts, "--wait", "--json"))
+    run = shell.until('"running"', "run", "list")["runs"][0]["run"]
+    shell.until('"calls": 1', "run", "show", run)
+    killed = shell.json("run", "kill", run, "--reason", "enough")
+    assert killed.keys() == {"run", "status", "stopped_steps", "seconds"}
+    assert killed["status"] == "stopped"
+    output, _ = children[0].communicate(timeout=30)
+    assert children[0].returncode == 3
+    assert json.loads(output)["reason"].startswith("switch: run:")
+    assert {row["scope"] for row in shell.json("switch", "list")["switches"]} == {f"run:{run}"}
+    (shell.folder / "twolane.toml").write_text(SLOW.replace("0.3", "0.0"))
+    assert shell.json("run", "resume", run)["status"] == "done"
+    assert shell.json("switch", "list")["switches"] == []
+
+
+def test_a_budget_stops_a_run_with_3_and_raising_it_lets_it_go_on(shell: Shell, contracts: str) -> None:
+    (shell.folder / "twolane.toml").write_text(SLOW.replace("0.3", "0.0"))
+    stopped = shell.json("run", "start", "contract-audit", contracts, "--budget", "$0.002", "--wait", code=3)
+    assert stopped["status"] == "stopped"
+    assert float(stopped["cost"]) <= 0.002
+    assert "budget $0.002 reached" in stopped["reason"]
+    shell.json("budget", "set", f"run:{stopped['run']}", "--money", "1")
+    resumed = shell.json("run", "resume", stopped["run"])
+    assert (resumed["status"], resumed["items"]["done"]) == ("done", 22)
+
+
+def test_a_worker_takes_queued_runs_obeys_their_switches_and_gives_up_on_what_cannot_begin(
+    shell: Shell, contracts: str
+) -> None:
+    one = str(Path(contracts) / "01-brass-fittings.txt")
+    (shell.folder / "short_lived.py").write_text("from twolane.flows.contract_audit import audit\n")
+    good = shell.json("run", "start", "contract-audit", one)
+    stopped = shell.json("run", "start", "contract-audit", one)
+    gone = shell.json("run", "start", "short_lived:audit", one)
+    assert (good["status"], gone["status"]) == ("queued", "queued")
+    (shell.folder / "short_lived.py").unlink()
+    shell.json("switch", "trip", f"run:{stopped['run']}", "--reason", "not this one")
+    worked = shell.run("work", "--once")
+    assert worked.returncode == 0, worked.stderr
+    states = {row["run"]: row["status"] for row in shell.json("run", "list")["runs"]}
+    assert states == {good["run"]: "done", stopped["run"]: "stopped", gone["run"]: "failed"}
+    assert len(shell.json("switch", "list")["switches"]) == 1, "a worker resets nobody's switch"
+
+
+def test_a_ledger_that_was_changed_ends_with_4(shell: Shell, contracts: str) -> None:
+    import sqlite3
+
+    shell.json("run", "start", "contract-audit", str(Path(contracts) / "01-brass-fittings.txt"), "--wait")
+    with sqlite3.connect(shell.folder / "twolane.db") as store:
+        store.execute("UPDATE entry SET leaf = replace(leaf, '\"ok\"', '\"OK\"') WHERE position = 3")
+    store.close()
+    verdict = shell.json("audit", "verify", code=4)
+    assert (verdict["ok"], verdict["first_bad"]) == (False, 3)
