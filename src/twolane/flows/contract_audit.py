@@ -61,9 +61,10 @@ Verdicts: Any = create_model(  # Any: the same
 class Summary(BaseModel):
     """What a busy reader needs first."""
 
-    headline: str | None = Field(description="The finding that matters most: 'critical', 'high', 'breach', 'no breach'")
+    headline: str | None = Field(description="The finding that matters most: 'breach', 'to be read by a person'")
     next_step: str | None = Field(
-        description="What the buyer should do next: 'advice', 'do not sign', 'ask', 'nothing'"
+        description="What the buyer should do next: 'do not sign', 'ask for', 'add', 'raise', 'limit', 'write', "
+        "'strike', 'make', 'name', 'agree', 'shorten', 'nothing stands against'"
     )
 
 
@@ -112,8 +113,8 @@ class Report(BaseModel):
             f"policy *{self.policy}* · **{self.decision}**",
             "",
         ]
-        lines += [line for line in (self.headline, self.next_step) if line]
-        lines += ["", "## Findings", ""]
+        lines += [f"**{self.headline}.** {self.next_step or ''}".strip(), ""] if self.headline else []
+        lines += ["## Findings", ""]
         for finding in self.findings:
             found = f" Found: {finding.found}." if finding.found else ""
             quote = f"\n  > {_one_line(finding.quote)}" if finding.quote else ""
@@ -154,10 +155,11 @@ class Report(BaseModel):
 def planner(contract: Document) -> Prompt:
     """What is this paper, and is it one that can be audited?"""
     opening = Document(contract.id, contract.text[:OPENING_CHARACTERS])
+    first = next((line.strip() for line in opening.text.splitlines() if line.strip()), "")
     return Prompt(
         system=f"You plan the audit of a contract for the buying side. {_DATA}",
         user="Say what is bought, and quote the title word for word from the document.",
-        context=(opening,),
+        context=(opening, Document("first line", f"title: {first}")),
     )
 
 
@@ -187,14 +189,10 @@ def verifier(quotes: dict[str, str]) -> Prompt:
 
 @agent(returns=Summary)
 def synthesizer(decision: str, findings: list[Finding]) -> Prompt:
-    """Say in two sentences what matters."""
-    lines = [
-        f"{finding.severity} breach: {finding.title}. Advice: {finding.advice}"
-        if finding.status == "breach"
-        else f"For a person to read: {finding.title}. Advice: read the passage on {finding.question}."
-        for finding in findings
-    ]
-    text = "\n\n".join(lines) or "No breach of the policy was found.\n\nAdvice: nothing stands against signing."
+    """Say in two sentences what matters. The gravest finding is marked as such by code; the words are the model's."""
+    lines = [f"headline: {_said(each)}\n\nnext_step: {each.advice}" for each in sorted(findings, key=_gravity)]
+    lines[1:] = [line.replace("headline: ", "").replace("next_step: ", "") for line in lines[1:]]
+    text = "\n\n".join(lines) or "headline: No breach of the policy was found\n\nnext_step: Nothing stands against it"
     return Prompt(
         system=f"You write for a buyer with little time. {_DATA}",
         user=f"The decision by the policy is: {decision}. Name the finding that matters most and the next step, in the "
@@ -283,6 +281,16 @@ def check_options(options: Mapping[str, str]) -> None:
     if unknown:
         raise ConfigError(f"contract-audit has no option {unknown[0]!r}; there is: policy", where="--with")
     load_policy(options.get("policy", ""))
+
+
+def _said(finding: Finding) -> str:
+    """A finding in a few words."""
+    weight = f"{finding.severity} breach" if finding.status == "breach" else "to be read by a person"
+    return f"{finding.title} ({weight})"
+
+
+def _gravity(finding: Finding) -> tuple[bool, int]:
+    return finding.status != "breach", ("critical", "high", "medium", "low").index(finding.severity)
 
 
 def _one_line(text: str) -> str:
