@@ -114,7 +114,9 @@ def test_the_outside_contract_of_a_run(shell: Shell, contracts: str) -> None:
 def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> None:
     (shell.folder / "twolane.toml").write_text(SLOW.replace("0.3", "0.01"))
     said = shell.json("run", "forecast", "contract-audit", contracts)
-    assert said["calls"] >= 88
+    assert 70 <= said["calls"] <= 100, (
+        "a rough forecast: four calls an item, fewer where a memo or a quarantine spares one"
+    )
     low, mid, high = (float(said["cost"][name]) for name in ("low", "mid", "high"))
     assert 0 < low <= mid <= high
     assert said["seconds"]["low"] <= said["seconds"]["mid"] <= said["seconds"]["high"]

@@ -159,7 +159,7 @@ def planner(contract: Document) -> Prompt:
     return Prompt(
         system=f"You plan the audit of a contract for the buying side. {_DATA}",
         user="Say what is bought, and quote the title word for word from the document.",
-        context=(opening, Document("first line", f"title: {first}")),
+        context=(Document("first line", f"title: {first}"), opening),
     )
 
 
