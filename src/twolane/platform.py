@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -137,9 +136,7 @@ class Platform:
 
     async def give_up(self, run: str, reason: str) -> None:
         """A run that is still queued after its worker ended would be taken again for ever: it has failed."""
-        await self.kernel.store.write(
-            lambda tx: tx.run("fail_queued_run", id=run, reason=reason, now=time.time_ns() // 1000)
-        )
+        await self.kernel.store.write(lambda tx: tx.run("fail_queued_run", id=run, reason=reason, now=ledger.now_us()))
 
     def summary(self, run: str) -> RunSummary:
         """What is known of a run now."""

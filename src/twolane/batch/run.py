@@ -165,7 +165,7 @@ async def create(
         {"with": dict(options), "reports": str(folder.absolute()), "seed": seed, "workflow_version": flow.version}
     ).decode()
 
-    now_us = time.time_ns() // 1000
+    now_us = ledger.now_us()
     await kernel.store.write(
         lambda tx: tx.run(
             "add_run", id=run, tenant=tenant, flow=flow_name, workflow=flow.name, options=kept, created=now_us
@@ -210,7 +210,7 @@ def _add_items(
             problems=keep_problems(tx, subject, [problem]) if problem else None,
         )
         if problem:
-            now_us = time.time_ns() // 1000
+            now_us = ledger.now_us()
             ledger.append(tx, handoff_entry(run, tenant, subject.id, "ingest", [problem], now_us))
 
 
@@ -339,9 +339,7 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
         await asyncio.sleep(0.01)
     now = find(kernel, run)
     if now["status"] in ("queued", "running") and not (now["owner"] and kernel.presence.is_alive(now["owner"])):
-        await kernel.store.write(
-            lambda tx: tx.run("stop_run", id=run, reason=f"switch: {cause}", now=time.time_ns() // 1000)
-        )
+        await kernel.store.write(lambda tx: tx.run("stop_run", id=run, reason=f"switch: {cause}", now=ledger.now_us()))
     first = since["entries"] if since else 0
     killed = kernel.store.one("killed_since", run=run, first=first)
     return {

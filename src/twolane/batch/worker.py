@@ -71,7 +71,6 @@ class Worker:
     on_forecast: Callable[[dict[str, object]], None] | None = None
     _stop: Stop | None = None
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_IN_FLIGHT))
-    _seconds: dict[int, float] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Take the run, work, end it.
@@ -107,7 +106,7 @@ class Worker:
         known, owner = row["owner"], self.kernel.presence.name
 
         def work(tx: Transaction) -> int:
-            now_us = time.time_ns() // 1000
+            now_us = ledger.now_us()
             if not tx.run("begin_run", id=self.run_id, owner=owner, known_owner=known, now=now_us):
                 raise ConfigError(f"run {self.run_id} was taken by another process at this moment")
             fresh = tx.one("run", id=self.run_id)
@@ -161,16 +160,14 @@ class Worker:
                 reason=reason[:2000],
                 seconds=seconds,
                 owner=self.kernel.presence.name,
-                now=time.time_ns() // 1000,
+                now=ledger.now_us(),
             )
             self._note(tx, status, reason=reason.partition(":")[0] or None)
 
         await self.kernel.store.write(work)
 
     def _note(self, tx: Transaction, event: str, **more: object) -> None:
-        ledger.append(
-            tx, {"v": 1, "kind": "run", "run": self.run_id, "event": event, "at_us": time.time_ns() // 1000, **more}
-        )
+        ledger.append(tx, {"v": 1, "kind": "run", "run": self.run_id, "event": event, "at_us": ledger.now_us(), **more})
 
     def _is_stopped(self) -> bool:
         return self._stop is not None
@@ -179,8 +176,8 @@ class Worker:
         return [row["position"] for row in self.kernel.store.all("positions", run=self.run_id, status="queued")]
 
     def _alive(self) -> list[str]:
-        row = self.kernel.store.all("runs", count=1000)
-        return [each["owner"] for each in row if each["owner"] and self.kernel.presence.is_alive(each["owner"])]
+        owners = [row["owner"] for row in self.kernel.store.all("run_owners")]
+        return [owner for owner in owners if self.kernel.presence.is_alive(owner)]
 
     def _width(self) -> int:
         """How many items are under way at once: enough for every batch slot there is."""
@@ -202,7 +199,7 @@ class Worker:
         size = forecast.pilot_size(len(fresh))
         pilot = fresh[:size]
         await self._all(pilot)
-        if self._stop is not None or len(self._seconds) < len(pilot):
+        if self._stop is not None:
             return
         said = self._said(pilot, len(fresh) - size, time.monotonic() - began)
         await self.kernel.store.write(
@@ -275,7 +272,7 @@ class Worker:
         async with self._gate:
             if self._stop is not None:
                 return
-            row, began, item = self._row(position), time.monotonic(), None
+            row, item = self._row(position), None
             try:
                 item, result = self._flow_of(row)
                 await self._finish(row, await result)
@@ -287,7 +284,6 @@ class Worker:
                 await self._conclude(row, item, _first(error))
             if item is not None:
                 await item.come_to_rest()
-            self._seconds[position] = time.monotonic() - began
 
     async def _conclude(self, row: Row, item: Item | None, error: BaseException) -> None:
         """What a failure means: this item's own fault goes to quarantine, anything else stops the run."""
@@ -360,7 +356,7 @@ class Worker:
             body = None if reply is None else tx.run("add_body", subject=subject.id, sealed=reply)
             kept = runs.keep_problems(tx, subject, problems)
             tx.run("quarantine_item", run=self.run_id, position=row["position"], agent=agent, problems=kept, reply=body)
-            now_us = time.time_ns() // 1000
+            now_us = ledger.now_us()
             ledger.append(
                 tx, runs.handoff_entry(self.run_id, tenant, subject.id, agent or "workflow", problems, now_us)
             )

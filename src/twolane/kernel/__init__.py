@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from twolane.config import Config, UpstreamSection, near, resolve_secret
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
+from twolane.kernel import ledger
 from twolane.kernel.lanes import Lanes
 from twolane.kernel.step import Answer, Door, Request, Settled, Upstream
 from twolane.kernel.switches import Switches
@@ -132,7 +132,7 @@ class Kernel:
     def subject(self, tx: Transaction, tenant: str, name: str) -> Subject:
         """The subject of a tenant's item, made on first sight."""
         fresh, wrapped = self.vault.new_subject(tenant, name)
-        tx.run("add_subject", id=fresh.id, tenant=tenant, name=name, wrapped=wrapped, created=time.time_ns() // 1000)
+        tx.run("add_subject", id=fresh.id, tenant=tenant, name=name, wrapped=wrapped, created=ledger.now_us())
         row = tx.one("subject", id=fresh.id)
         assert row is not None
         return self.vault.subject(row)

@@ -200,7 +200,7 @@ class Door:
             "currency": self._currency,
             "output_digest": output_digest,
             "total_us": 0,
-            "at_us": _now_us(),
+            "at_us": ledger.now_us(),
         }
         ledger.append(tx, fields)
         treasury.count(tx, fields, pico=0)
@@ -328,7 +328,7 @@ class _Attempt:
         intent = None
         if is_batch:
             names = ("v", "step", "attempt", "tenant", "run", "item", "agent", "upstream")
-            intent = {**{name: fields[name] for name in names}, "kind": "intent", "at_us": _now_us()}
+            intent = {**{name: fields[name] for name in names}, "kind": "intent", "at_us": ledger.now_us()}
         # Before it is known: who leaves meanwhile leaves an intent, which then has its row all the same.
         meter.is_intended = is_batch
         try:
@@ -450,7 +450,7 @@ class _Attempt:
         fields = meter.fields | {
             "status": status,
             "reason": reason[:500].encode(errors="replace").decode() or None,
-            "at_us": _now_us(),
+            "at_us": ledger.now_us(),
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
             "cache_read_tokens": usage.cache_read_tokens,
@@ -541,7 +541,3 @@ def _notice(recorded: asyncio.Future[T]) -> None:
     """Mark the future's error as seen: whoever needs the record awaits it, others must not get a warning."""
     if not recorded.cancelled():
         recorded.exception()
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

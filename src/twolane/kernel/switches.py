@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 from twolane.errors import SwitchTripped
@@ -57,7 +56,7 @@ class Switches:
         Tripping it again changes nothing. Gives the number of steps closed in this process."""
 
         def write(tx: Transaction) -> None:
-            if tx.run("trip", scope=scope, cause=cause, actor=actor, tripped=_now_us()):
+            if tx.run("trip", scope=scope, cause=cause, actor=actor, tripped=ledger.now_us()):
                 ledger.append(tx, _entry("trip", scope, cause, actor))
 
         await self._store.write(write)
@@ -118,8 +117,12 @@ def tripped_in(tx: Transaction, scopes: Sequence[str]) -> SwitchTripped | None:
 
 def _entry(kind: str, scope: str, cause: str, actor: str) -> dict[str, object]:
     run = scope.removeprefix("run:") if scope.startswith("run:") else None
-    return {"v": 1, "kind": kind, "scope": scope, "cause": cause[:500], "actor": actor, "run": run, "at_us": _now_us()}
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
+    return {
+        "v": 1,
+        "kind": kind,
+        "scope": scope,
+        "cause": cause[:500],
+        "actor": actor,
+        "run": run,
+        "at_us": ledger.now_us(),
+    }

@@ -7,7 +7,6 @@ process died is settled at its bound, as in doubt, by whoever opens the store ne
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +127,7 @@ class Treasury:
 
     def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
         """The chain's budgets in their current windows, widest first; windows are opened as needed."""
-        now_us = time.time_ns() // 1000
+        now_us = ledger.now_us()
         found = []
         for scope in scopes:
             for window, limit in self._limits(tx, scope, now_us).items():
@@ -190,7 +189,7 @@ class Treasury:
         """Set a scope's limit from now on; the later change wins. What the period already spent counts."""
 
         def work(tx: Transaction) -> None:
-            now_us = time.time_ns() // 1000
+            now_us = ledger.now_us()
             tx.run("set_budget", scope=scope, period=period, pico=pico, tokens=tokens, source=source, since=now_us)
             amount = None if pico is None else decimal_string(pico)
             ledger.append(
@@ -223,7 +222,7 @@ class Treasury:
                 fields |= {
                     "status": Status.IN_DOUBT,
                     "cost_pico": leaf_amount(row["pico"]),
-                    "at_us": time.time_ns() // 1000,
+                    "at_us": ledger.now_us(),
                 }
                 settle(tx, row["step"], _scopes_of(fields), pico=row["pico"], tokens=row["tokens"])
                 ledger.append(tx, fields)
@@ -266,7 +265,7 @@ def _spend_late(tx: Transaction, scopes: Sequence[str], held: set[tuple[str, int
     """Charge the current windows of the chain in which the step holds nothing. A window's length tells its period."""
     windows = tx.cache.get("windows")
     if windows is None:
-        now_us = time.time_ns() // 1000
+        now_us = ledger.now_us()
         windows = {budgets.window(period, now_us) for period in ("day", "month", "total")}
         tx.cache["windows"] = windows = windows if tx.one("any_spending") else set()
     for row in tx.all("windows", scopes=orjson.dumps(list(scopes)).decode()) if windows else ():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -194,7 +193,7 @@ async def create_key(kernel: Kernel, tenant: str, name: str, models: Sequence[st
             name=name,
             digest=digest,
             models=orjson.dumps(list(models)).decode(),
-            created=_now_us(),
+            created=ledger.now_us(),
         )
         ledger.append(tx, _entry("create", tenant, name) | {"models": list(models)})
         return None
@@ -220,7 +219,7 @@ async def revoke_key(kernel: Kernel, tenant: str, name: str) -> None:
     """
 
     def work(tx: Transaction) -> bool:
-        if not tx.run("revoke_key", tenant=tenant, name=name, now=_now_us()):
+        if not tx.run("revoke_key", tenant=tenant, name=name, now=ledger.now_us()):
             return False
         ledger.append(tx, _entry("revoke", tenant, name))
         return True
@@ -239,8 +238,4 @@ def list_keys(kernel: Kernel) -> list[Key]:
 
 
 def _entry(action: str, tenant: str, name: str) -> dict[str, object]:
-    return {"v": 1, "kind": "key", "action": action, "tenant": tenant, "api_key": name, "at_us": _now_us()}
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
+    return {"v": 1, "kind": "key", "action": action, "tenant": tenant, "api_key": name, "at_us": ledger.now_us()}

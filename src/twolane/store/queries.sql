@@ -230,6 +230,10 @@ SELECT r.*, (SELECT count(*) FROM item i WHERE i.run = r.id) AS items,
        (SELECT coalesce(sum(t.cost_pico), 0) FROM run_total t WHERE t.run = r.id) AS cost_pico
 FROM run r ORDER BY r.created DESC LIMIT :count;
 
+-- name: run_owners
+-- Processes that run something, or died at it.
+SELECT DISTINCT owner FROM run WHERE owner <> '';
+
 -- name: queued_runs
 -- Runs that wait for a worker, oldest first.
 SELECT id, flow FROM run WHERE status = 'queued' ORDER BY created;
