@@ -27,7 +27,7 @@ Each class knows its OpenAI-style `code`, its HTTP `status`, whether a client ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -176,7 +176,7 @@ class UpstreamError(TwolaneError):
     """The upstream failed before or during its answer. `http_status` is its status, None when no answer came.
 
     `problem` is our own wording and may enter the ledger; `detail` is the upstream's, which may echo what it was asked,
-    and is for the caller alone.
+    and is for the caller alone. `headers` are those of its answer, by lower-case name.
 
     `is_gone` says that it could not be reached at all: a run pauses, since its items are not at fault.
     """
@@ -193,8 +193,9 @@ class UpstreamError(TwolaneError):
         is_gone: bool = False,
         retry_after_s: float | None = None,
         detail: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.problem, self.detail = problem, detail
+        self.problem, self.detail, self.headers = problem, detail, headers or {}
         self.upstream, self.http_status, self.retryable = upstream, http_status, retryable
         self.is_gone, self.retry_after_s = is_gone, retry_after_s
         self.status = http_status if http_status is not None and 400 <= http_status < 500 else 502

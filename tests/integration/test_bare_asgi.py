@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twolane.online.app import ROUTES, Endpoint, Permission, Route, create_app
-from twolane.online.stream import Outflow
+from twolane.online.completions import Outflow
 
 
 class Anything:

@@ -159,13 +159,13 @@ class Completion:
             if index == 0:
                 self.finish_reason = str(choice["finish_reason"])
 
-    def as_response(self, model: str) -> dict[str, object]:
+    def as_response(self) -> dict[str, object]:
         """The whole answer in the shape of a non-streamed chat completion."""
         response: dict[str, object] = {
             "id": self.id,
             "object": "chat.completion",
             "created": self.created,
-            "model": model,
+            "model": self.model,
             "choices": [
                 {"logprobs": None, "finish_reason": None, **self.choices[index]} for index in sorted(self.choices)
             ],

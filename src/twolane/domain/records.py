@@ -64,6 +64,15 @@ class ReplySchema:
 
 
 @dataclass(frozen=True, slots=True)
+class Native:
+    """A client's request in the words of its own protocol, for upstreams that speak the same one."""
+
+    dialect: str
+    """The kind of upstream that understands it as it is, such as `anthropic`."""
+    body: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCall:
     """What an upstream is asked.
 
@@ -79,6 +88,9 @@ class ModelCall:
     schema: ReplySchema | None = None
     extras: Mapping[str, object] = field(default_factory=dict)
     raw_messages: tuple[Mapping[str, object], ...] | None = None
+    kind: Kind = Kind.CHAT
+    native: Native | None = None
+    """The same request as the client wrote it, where its protocol says more than OpenAI's can."""
 
 
 @dataclass(frozen=True, slots=True)

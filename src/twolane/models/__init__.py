@@ -7,7 +7,7 @@ with `domain.completion`. The last event before `data: [DONE]` carries `usage` w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from twolane.domain.records import ModelCall
@@ -20,6 +20,11 @@ class ModelStream(Protocol):
     closed) at once, without an await, since clean-up may itself be cancelled; it may be called at any time and more
     than once, and never raises.
     """
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the upstream said beside its answer: response headers by lower-case name. Empty for built-in models."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 

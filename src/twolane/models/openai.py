@@ -116,6 +116,7 @@ class OpenAI:
             http_status=status,
             retryable=status in _RETRYABLE,
             retry_after_s=delay,
+            headers={name.lower(): value for name, value in response.headers.items()},
         )
 
 
@@ -124,6 +125,7 @@ class _Stream:
 
     def __init__(self, name: str, response: aiohttp.ClientResponse) -> None:
         self._name, self._response = name, response
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:

@@ -79,6 +79,7 @@ class MadeStream:
         on_end: Callable[[bool], None] | None = None,
     ) -> None:
         self.is_closed = False
+        self.headers: dict[str, str] = {}
         self._waker: asyncio.Future[None] | None = None
         self._on_end = on_end
         self._blocks = make(self)

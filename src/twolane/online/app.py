@@ -24,13 +24,17 @@ from twolane.kernel import Kernel
 from twolane.online import wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
 from twolane.online.chat import chat
+from twolane.online.completions import ChatCompletions
 from twolane.online.stream import ClientGone, Exchange
+from twolane.online.wire import Wire
 
 DRAIN_S = 30
 """How long a server that was told to stop lets running answers finish."""
 _LOG = logging.getLogger("twolane.online")
 
 Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
+
+OPENAI = ChatCompletions()
 
 
 class Permission(StrEnum):
@@ -50,6 +54,8 @@ class Route:
     path: str
     permission: Permission
     handler: Handler
+    wire: Wire = OPENAI
+    """The protocol its clients speak."""
 
 
 async def health(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
@@ -76,7 +82,7 @@ def _names(kernel: Kernel, grant: Grant) -> list[str]:
 
 
 ROUTES = (
-    Route("POST", "/v1/chat/completions", Permission.USE, chat),
+    Route("POST", "/v1/chat/completions", Permission.USE, chat, OPENAI),
     Route("GET", "/v1/models", Permission.USE, list_models),
     Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
     Route("GET", "/healthz", Permission.OPEN, health),
@@ -93,7 +99,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self.route.wire)
         try:
             grant = Grant("") if self.route.permission is Permission.OPEN else self._gate.admit(scope)
             await self.route.handler(self._kernel, grant, exchange)
@@ -133,7 +139,7 @@ class _Refusal(Response):
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Exchange(scope, receive, send).fail(self._error)
+        await Exchange(scope, receive, send, OPENAI).fail(self._error)
 
 
 # ── the server ──

@@ -1,6 +1,6 @@
-"""The story of one chat request, top to bottom.
+"""The story of one request for words, top to bottom, whatever protocol its client speaks.
 
-    read → may this key use this model? → route → the door → bytes pass through → wait until it is recorded → [DONE]
+    read → may this key use this model? → route → the door → the answer passes through → wait until it is recorded → end
 
 Whoever raises here has told the client: `app` turns an error into an HTTP status before the first byte of an answer,
 and into the stream's last event after it.
@@ -9,36 +9,41 @@ and into the stream's last event after it.
 from __future__ import annotations
 
 from twolane.config import RouteSection
-from twolane.domain.completion import usage_fields
+from twolane.domain.completion import EventError
 from twolane.domain.money import decimal_string
-from twolane.domain.records import Lane, Origin, Status
-from twolane.errors import NotFound
+from twolane.domain.records import Lane, Origin, Status, Usage
+from twolane.errors import NotFound, UpstreamError
 from twolane.kernel import Answer, Kernel, Request
 from twolane.online import wire
 from twolane.online.auth import Grant
-from twolane.online.stream import Exchange, Hangup, Outflow
-from twolane.online.wire import ChatRequest
+from twolane.online.stream import Exchange, Hangup
+from twolane.online.wire import Asked
 
 _DIRECT = RouteSection(light="")
 """How a call is served that names an upstream itself: by the defaults of a route."""
 
 
 async def chat(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
-    """POST /v1/chat/completions."""
-    asked = wire.read_chat(await exchange.body())
+    """POST /v1/chat/completions, /v1/responses, /v1/messages."""
+    asked = exchange.wire.read(await exchange.body())
     grant.require(asked.model)
     served = kernel.config.route.get(asked.model, _DIRECT)
-    request = _request(kernel, grant, asked, served)
+    request = request_of(kernel, grant, asked, served)
     exchange.tell("x-twolane-route", request.route.name)
     exchange.tell("x-twolane-reason", request.route.reason)
     with Hangup(exchange):
         if asked.is_streamed:
-            await _stream(kernel, exchange, request, keeps_usage=asked.wants_usage, is_durable=served.durable_ack)
+            await _stream(kernel, exchange, asked, request, is_durable=served.durable_ack)
         else:
-            await _whole(kernel, exchange, request, is_durable=served.durable_ack)
+            await _whole(kernel, exchange, asked, request, is_durable=served.durable_ack)
 
 
-def _request(kernel: Kernel, grant: Grant, asked: ChatRequest, served: RouteSection) -> Request:
+def request_of(kernel: Kernel, grant: Grant, asked: Asked, served: RouteSection) -> Request:
+    """The step that answers a client's request.
+
+    Raises:
+        NotFound: it names neither a route nor an upstream.
+    """
     origin = Origin(grant.tenant, key=grant.key)
     try:
         route = kernel.route(asked.model, origin, lane=Lane.ONLINE)
@@ -54,37 +59,48 @@ def _request(kernel: Kernel, grant: Grant, asked: ChatRequest, served: RouteSect
     )
 
 
-async def _stream(kernel: Kernel, exchange: Exchange, request: Request, *, keeps_usage: bool, is_durable: bool) -> None:
+async def _stream(kernel: Kernel, exchange: Exchange, asked: Asked, request: Request, *, is_durable: bool) -> None:
     """The door has peeked at the first event before it gives an answer: only then is status 200 said."""
-    outflow = Outflow(keeps_usage=keeps_usage)
-    async with kernel.door.step(request) as answer:
-        exchange.tell("x-twolane-step", answer.step)
-        await exchange.begin_stream()
-        async for block in answer:
-            ready = outflow.take(block)
-            if ready:
-                await exchange.write(ready)
-            if b'data: {"error"' in ready:
-                answer.status, answer.reason = Status.FAILED, "an error event inside its answer"
+    has_failed = False
+    try:
+        async with kernel.door.step(request) as answer:
+            exchange.tell("x-twolane-step", answer.step)
+            flow = asked.flow(answer.step)
+            await exchange.begin_stream()
+            async for block in answer:
+                try:
+                    ready = flow.take(block)
+                except EventError as error:
+                    problem = "its stream does not hold a completion"
+                    raise UpstreamError(answer.upstream.name, problem, detail=str(error)) from None
+                if ready:
+                    await exchange.write(ready)
+                if b'data: {"error"' in block:
+                    answer.status, answer.reason = Status.FAILED, "an error event inside its answer"
+                    has_failed = True
+    except UpstreamError:
+        if not has_failed:
+            raise
+        await exchange.end_stream(b"")  # the client has read the upstream's own error: one is enough
+        return
     if is_durable:
         await answer.durable()
-    await exchange.end_stream(outflow.end())
+    await exchange.end_stream(flow.end())
 
 
-async def _whole(kernel: Kernel, exchange: Exchange, request: Request, *, is_durable: bool) -> None:
+async def _whole(kernel: Kernel, exchange: Exchange, asked: Asked, request: Request, *, is_durable: bool) -> None:
     """The upstream streams all the same: only a stream can be metered, cut and killed midway."""
     async with kernel.door.step(request) as answer:
         exchange.tell("x-twolane-step", answer.step)
         completion = await answer.whole()
-    fields = completion.as_response(completion.model or answer.upstream.model_name)
-    if is_durable:
-        fields |= await _settled(exchange, answer)
-    await exchange.answer(200, fields)
+    completion.model = completion.model or answer.upstream.model_name
+    usage = await settled(exchange, answer) if is_durable else None
+    await exchange.answer(200, asked.whole(completion, answer.step, usage))
 
 
-async def _settled(exchange: Exchange, answer: Answer) -> dict[str, object]:
-    """Wait for the record; what it says about usage and cost."""
-    settled = await answer.durable()
-    if settled.pico is not None:
-        exchange.tell("x-twolane-cost", decimal_string(settled.pico))
-    return {"usage": usage_fields(settled.usage)} if settled.usage else {}
+async def settled(exchange: Exchange, answer: Answer) -> Usage | None:
+    """Wait for the record; tell what it says about the cost, and give what it says about usage."""
+    recorded = await answer.durable()
+    if recorded.pico is not None:
+        exchange.tell("x-twolane-cost", decimal_string(recorded.pico))
+    return recorded.usage

@@ -1,8 +1,4 @@
-"""Bytes in, bytes out: one HTTP exchange at the level of ASGI, the client's hang-up, and what of a stream may leave.
-
-A stream passes through untouched, with two exceptions: usage that the client did not ask for is taken out again, and
-the closing `data: [DONE]` is held back until the step's record is on disk.
-"""
+"""Bytes in, bytes out: one HTTP exchange at the level of ASGI, and the client's hang-up."""
 
 from __future__ import annotations
 
@@ -14,9 +10,8 @@ from types import TracebackType
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from twolane.domain.completion import MAX_EVENT_BYTES
 from twolane.errors import BadRequest, Killed, TwolaneError
-from twolane.online import wire
+from twolane.online.wire import Wire, error_headers, status_of
 
 Header = tuple[bytes, bytes]
 
@@ -40,10 +35,10 @@ class ClientGone(Exception):
 class Exchange:
     """One HTTP request and its answer: what a handler needs of them, without the cost of larger objects."""
 
-    __slots__ = ("_headers", "_receive", "_send", "is_streaming", "request_id", "scope")
+    __slots__ = ("_headers", "_receive", "_send", "is_streaming", "request_id", "scope", "wire")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, wire: Wire) -> None:
+        self.scope, self.wire, self._receive, self._send = scope, wire, receive, send
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
         """The client's own, if it is sane; on every answer."""
@@ -106,11 +101,10 @@ class Exchange:
 
     async def fail(self, error: TwolaneError | Killed) -> None:
         """Tell the client: as an HTTP error before the first byte, as the stream's last event after it."""
-        fields = wire.error_fields(error)
         if self.is_streaming:
-            await self.end_stream(b"data: " + orjson.dumps(fields) + b"\n\n")
+            await self.end_stream(self.wire.error_event(error))
         else:
-            await self.answer(wire.status_of(error), fields, wire.error_headers(error))
+            await self.answer(status_of(error), self.wire.error_fields(error), error_headers(error))
 
     async def _start(self, status: int, headers: list[Header]) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers})
@@ -153,92 +147,3 @@ class Hangup:
         await self._exchange.hung_up()
         self._has_come = True
         self._task.cancel("the client hung up")
-
-
-_BLANK = (b"\n\n", b"\n\r\n")
-"""What ends an event, for both kinds of line ends."""
-_EVENT_END = re.compile(rb"\n\r?\n")
-_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-"""JSON holds no raw line end, so no text of an answer can begin a line."""
-_REPORT = re.compile(rb'"usage"\s*:\s*\{')
-"""Usage that says something; ordinary chunks may hold `"usage": null`."""
-
-
-class Outflow:
-    """What of an upstream's stream may go to the client, and when.
-
-    Blocks are cut at the ends of events: a part of an event waits for its rest, since nobody could read it anyway. Only
-    blocks that report usage or the end are looked into.
-    """
-
-    __slots__ = ("_ending", "_keeps_usage", "_rest")
-
-    def __init__(self, *, keeps_usage: bool) -> None:
-        self._keeps_usage, self._rest, self._ending = keeps_usage, b"", b""
-
-    def take(self, block: bytes) -> bytes:
-        """What may leave now that this block has come; empty where nothing may."""
-        if self._ending:
-            return b""
-        if self._rest:
-            block, self._rest = self._rest + block, b""
-        if not block.endswith(b"\n\n"):
-            block = self._whole_events(block)
-        if b"[DONE]" in block:
-            block = self._before_the_end(block)
-        if not self._keeps_usage and b'"usage"' in block and _REPORT.search(block):
-            block = _without_usage(block)
-        return block
-
-    def end(self) -> bytes:
-        """What was held back, the closing `data: [DONE]`: to be sent when the record is on disk."""
-        return self._ending or self._rest.rstrip() + b"\n\n"
-
-    def _whole_events(self, block: bytes) -> bytes:
-        """The events of a block that are complete; the rest is kept for the next one."""
-        at = _event_start(block, 0, len(block))
-        if len(block) - at > MAX_EVENT_BYTES:
-            return block  # nobody could read such an event: let it go as it comes rather than keep all of it
-        self._rest = block[at:]
-        return block[:at]
-
-    def _before_the_end(self, block: bytes) -> bytes:
-        end = _DONE.search(block)
-        if end is None:
-            return block
-        self._ending = block[end.start() :]
-        return block[: end.start()]
-
-
-def _without_usage(block: bytes) -> bytes:
-    """A block without the usage its events report. An event that held nothing else goes whole; some upstreams report
-    usage beside the last words, and those stay."""
-    kept, at = [], 0
-    for report in _REPORT.finditer(block):
-        if report.start() < at:
-            continue  # a second mention in an event that was dealt with
-        start = _event_start(block, at, report.start())
-        match = _EVENT_END.search(block, report.end())
-        end = match.end() if match else len(block)
-        kept += [block[at:start], _stripped(block[start:end])]
-        at = end
-    return b"".join([*kept, block[at:]])
-
-
-def _event_start(block: bytes, first: int, last: int) -> int:
-    """Where the last event begins that begins between `first` and `last`; events may begin at `first`."""
-    blanks = [(block.rfind(mark, first, last), len(mark)) for mark in _BLANK]
-    return max((at + size for at, size in blanks if at >= 0), default=first)
-
-
-def _stripped(event: bytes) -> bytes:
-    try:
-        chunk = orjson.loads(b"".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")))
-    except orjson.JSONDecodeError:
-        return event
-    if not isinstance(chunk, dict) or not isinstance(chunk.get("usage"), dict):
-        return event
-    if not chunk.get("choices"):
-        return b""
-    del chunk["usage"]
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"

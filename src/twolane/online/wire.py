@@ -1,18 +1,16 @@
-"""OpenAI's shapes: what a client's request means, what an error looks like, which models there are. No I/O here."""
+"""What every protocol of the gateway fills in, and what all share: OpenAI's errors, the list of models. No I/O here."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Protocol
 
 import orjson
 
-from twolane.domain.records import Message, ModelCall, ReplySchema
+from twolane.domain.completion import Completion
+from twolane.domain.records import ModelCall, Usage
 from twolane.errors import BadRequest, Killed, LaneFull, NotFound, TwolaneError, Unauthenticated, UpstreamError
-
-MAX_CHOICES = 128
-"""The most answers (`n`) of one request."""
 
 REFUSED = frozenset(
     "api_base api_key api_type api_version azure_endpoint base_url custom_llm_provider extra_body extra_headers "
@@ -21,26 +19,77 @@ REFUSED = frozenset(
 """Fields by which some clients ask a proxy to call another place, or with another key: the route decides that here."""
 
 
-# ── requests ──
+class Flow(Protocol):
+    """What of an upstream's stream goes to the client, in the client's own protocol, and when."""
+
+    def take(self, block: bytes) -> bytes:
+        """What may leave now that this block has come; empty where nothing may.
+
+        Raises:
+            EventError: the stream holds something that cannot be told in this protocol.
+        """
+        ...
+
+    def end(self) -> bytes:
+        """What closes the stream: to be sent when the step's record is on disk."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A chat completion as a client asks for it. The call's `max_tokens` is 0 where the client named none."""
+class Asked(Protocol):
+    """One request as a client meant it. The call's `max_tokens` is 0 where the client named none."""
 
-    model: str
-    """The name of a route or of an upstream."""
-    call: ModelCall
-    is_streamed: bool
-    wants_usage: bool
-    """The client asked for usage in its stream; in a whole answer it always stands."""
+    @property
+    def model(self) -> str:
+        """The name of a route or of an upstream."""
+        ...
+
+    @property
+    def call(self) -> ModelCall:
+        """What is asked of the upstream; `model` is filled in by the door."""
+        ...
+
+    @property
+    def is_streamed(self) -> bool:
+        """True where the client reads events."""
+        ...
+
+    def flow(self, step: str) -> Flow:
+        """The events of its answer."""
+        ...
+
+    def whole(self, completion: Completion, step: str, usage: Usage | None) -> dict[str, object]:
+        """Its answer in one piece; `usage` is what the record says, None where nothing does yet."""
+        ...
 
 
-def read_chat(body: bytes) -> ChatRequest:
-    """Read a chat completion request: the fields we act on are checked, all others pass through as `extras`.
+class Wire(Protocol):
+    """A protocol that clients speak."""
+
+    keep_alive: bytes
+    """What may be sent at any time between events, and says nothing."""
+
+    def read(self, body: bytes) -> Asked:
+        """The request in a body.
+
+        Raises:
+            BadRequest: not JSON, or a field we act on is missing or wrong; `param` names it.
+        """
+        ...
+
+    def error_fields(self, error: TwolaneError | Killed) -> dict[str, object]:
+        """An error as its clients read it. It names no address and no secret of an upstream."""
+        ...
+
+    def error_event(self, error: TwolaneError | Killed) -> bytes:
+        """The same inside a stream that has begun."""
+        ...
+
+
+def read_object(body: bytes) -> dict[str, object]:
+    """The JSON object in a body, without fields by which a client would choose the address or the key of a call.
 
     Raises:
-        BadRequest: not JSON, or a field we act on is missing or wrong; `param` names it.
+        BadRequest: it is not one, or holds such a field.
     """
     try:
         fields = orjson.loads(body)
@@ -48,107 +97,34 @@ def read_chat(body: bytes) -> ChatRequest:
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object")
-    refused = next((name for name in fields if name in REFUSED), None)
-    if refused is not None:
+    if not REFUSED.isdisjoint(fields):
+        refused = next(name for name in fields if name in REFUSED)
         raise BadRequest(f"{refused!r} is not taken: the route decides where a call goes. Leave it out", param=refused)
+    return fields
+
+
+def take_model(fields: dict[str, object]) -> str:
+    """Take the name of the route or upstream out of a request's fields.
+
+    Raises:
+        BadRequest: there is none.
+    """
     model = fields.pop("model", None)
     if not isinstance(model, str) or not model:
         raise BadRequest("'model' must be the name of a route or an upstream; GET /v1/models lists them", param="model")
-    is_streamed = _flag(fields.pop("stream", None), "stream")
-    options = fields.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise BadRequest("'stream_options' must be an object", param="stream_options")
-    _choices(fields.get("n"))
-    messages, raw_messages = _messages(fields.pop("messages", None))
-    call = ModelCall(
-        messages=messages,
-        model="",
-        max_tokens=_max_tokens(fields),
-        temperature=_temperature(fields.pop("temperature", None)),
-        schema=_schema(fields),
-        extras=fields,
-        raw_messages=raw_messages,
-    )
-    return ChatRequest(model, call, is_streamed, wants_usage=bool(options and options.get("include_usage")))
+    return model
 
 
-def _messages(value: object) -> tuple[tuple[Message, ...], tuple[Mapping[str, object], ...] | None]:
-    """The messages' text, and the messages as they came where they hold more than plain text."""
-    if not isinstance(value, list) or not value:
-        raise BadRequest("'messages' must be a list of at least one message", param="messages")
-    texts, is_plain = [], True
-    for at, message in enumerate(value):
-        where = f"messages[{at}]"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"]:
-            raise BadRequest(f"'{where}' must be an object with a role", param=where)
-        content = message.get("content")
-        is_plain = is_plain and isinstance(content, str) and len(message) == 2
-        texts.append(Message(message["role"], _text(message, content, where)))
-    return tuple(texts), None if is_plain else tuple(value)
+def take_flag(fields: dict[str, object], name: str) -> bool:
+    """Take a truth value out of a request's fields; left out and null are false.
 
-
-def _text(message: Mapping[str, object], content: object, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if content is None and any(message.get(name) for name in ("tool_calls", "function_call", "refusal", "audio")):
-        return ""
-    if isinstance(content, list) and content and all(isinstance(part, dict) and "type" in part for part in content):
-        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    problem = "must be text, a list of parts that each have a type, or null beside tool_calls"
-    raise BadRequest(f"'{where}.content' {problem}", param=f"{where}.content")
-
-
-def _flag(value: object, name: str) -> bool:
+    Raises:
+        BadRequest: it is something else.
+    """
+    value = fields.pop(name, None)
     if value is not None and not isinstance(value, bool):
         raise BadRequest(f"'{name}' must be true or false", param=name)
     return bool(value)
-
-
-def _choices(value: object) -> None:
-    if value is not None and not (type(value) is int and 1 <= value <= MAX_CHOICES):
-        raise BadRequest(f"'n' must be a whole number from 1 to {MAX_CHOICES}", param="n")
-
-
-def _max_tokens(fields: dict[str, object]) -> int:
-    """The client's limit, 0 for none. `max_completion_tokens` stays in the fields: an upstream is told under the name
-    that the client used."""
-    limits = []
-    for name, value in (
-        ("max_tokens", fields.pop("max_tokens", None)),
-        ("max_completion_tokens", fields.get("max_completion_tokens")),
-    ):
-        if value is None:
-            continue
-        if type(value) is not int or value < 1:
-            raise BadRequest(f"'{name}' must be a whole number of at least 1", param=name)
-        limits.append(value)
-    return min(limits, default=0)
-
-
-def _temperature(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise BadRequest("'temperature' must be a number of at least 0", param="temperature")
-    return float(value)
-
-
-def _schema(fields: dict[str, object]) -> ReplySchema | None:
-    """Take a `json_schema` response format out of the fields; other formats pass through."""
-    wanted = fields.get("response_format")
-    if wanted is None:
-        return None
-    if not isinstance(wanted, dict):
-        raise BadRequest("'response_format' must be an object", param="response_format")
-    if wanted.get("type") != "json_schema":
-        return None
-    described = wanted.get("json_schema")
-    schema = described.get("schema") if isinstance(described, dict) else None
-    if not isinstance(described, dict) or not isinstance(schema, dict):
-        where = "response_format.json_schema"
-        raise BadRequest(f"'{where}' must be an object with a schema", param=where)
-    del fields["response_format"]
-    return ReplySchema(str(described.get("name") or "reply"), schema, described.get("strict") is True)
 
 
 # ── errors ──
@@ -172,22 +148,32 @@ def status_of(error: TwolaneError | Killed) -> int:
     return error.status
 
 
-def error_fields(error: TwolaneError | Killed) -> dict[str, object]:
-    """An error as OpenAI's clients read it. It names no address and no secret of an upstream."""
-    status = status_of(error)
-    code = "switch_tripped" if isinstance(error, Killed) else error.code
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {
-        "error": {
-            "message": _message(error),
-            "type": code if code == "insufficient_quota" else kind,
-            "param": getattr(error, "param", None),
-            "code": code,
+class OpenAIErrors:
+    """Errors, and silence, as OpenAI's clients read them."""
+
+    keep_alive = b": keep-alive\n\n"
+
+    def error_fields(self, error: TwolaneError | Killed) -> dict[str, object]:
+        """See `Wire.error_fields`."""
+        status = status_of(error)
+        code = "switch_tripped" if isinstance(error, Killed) else error.code
+        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        return {
+            "error": {
+                "message": message_of(error),
+                "type": code if code == "insufficient_quota" else kind,
+                "param": getattr(error, "param", None),
+                "code": code,
+            }
         }
-    }
+
+    def error_event(self, error: TwolaneError | Killed) -> bytes:
+        """See `Wire.error_event`."""
+        return b"data: " + orjson.dumps(self.error_fields(error)) + b"\n\n"
 
 
-def _message(error: TwolaneError | Killed) -> str:
+def message_of(error: TwolaneError | Killed) -> str:
+    """An error in words that a client may read: no address and no secret of an upstream stands in them."""
     if isinstance(error, Killed):
         return f"{error.scope}: stopped by its switch while it ran ({error.cause})"
     if isinstance(error, UpstreamError) and error.is_gone:

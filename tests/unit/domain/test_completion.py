@@ -182,7 +182,7 @@ shapes = st.fixed_dictionaries(
 def test_no_chunk_however_odd_breaks_the_reader(chunks: list[dict[str, object]]) -> None:
     completion = read(b"".join(b"data: " + orjson.dumps(each) + b"\n\n" for each in chunks) + DONE)
     assert completion.is_done
-    json.dumps(completion.as_response("m"))
+    json.dumps(completion.as_response())
 
 
 # ── choices ──
@@ -193,11 +193,11 @@ def test_choices_are_kept_apart_and_the_first_is_the_text() -> None:
     ends = event([{"index": at, "delta": {}, "finish_reason": reason} for at, reason in enumerate(("stop", "length"))])
     completion = read(stream + ends + DONE)
     assert (completion.text, completion.finish_reason) == ("a0a1", "stop")
-    response = completion.as_response("route")
+    response = completion.as_response()
     assert isinstance(response["choices"], list)
     told = [(each["index"], each["message"]["content"], each["finish_reason"]) for each in response["choices"]]
     assert told == [(0, "a0a1", "stop"), (1, "b0b1", "length")]
-    assert (response["id"], response["created"], response["model"]) == ("c1", 7, "route")
+    assert (response["id"], response["created"], response["model"]) == ("c1", 7, "m")
     assert "usage" not in response
 
 
