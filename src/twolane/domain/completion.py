@@ -61,6 +61,18 @@ def parse_event(payload: bytes) -> dict[str, object] | None:
     return chunk
 
 
+def end_of(block: bytes) -> int:
+    """Where the closing `data: [DONE]` begins in a block; -1 where it is not there. At the beginning of a line only:
+    JSON holds no raw line end, so no text of an answer can begin a line."""
+    at = block.rfind(b"[DONE]")
+    while at >= 0:
+        start = block.rfind(b"\n", 0, at) + 1
+        if block[start:at].rstrip(b" ") == b"data:":
+            return start
+        at = block.rfind(b"[DONE]", 0, at)
+    return -1
+
+
 def usage_of(chunk: Mapping[str, object]) -> Usage | None:
     """The usage a chunk reports, on empty or non-empty `choices` alike; None where it reports none that makes sense."""
     usage = chunk.get("usage")

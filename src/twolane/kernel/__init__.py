@@ -78,7 +78,7 @@ class Kernel:
             lanes=Lanes(counts),
             switches=switches,
             currency=config.currency,
-            pseudonym=vault.pseudonym,
+            step_salt=vault.step_salt,
         )
         kernel = cls(config, store, path, vault, presence, treasury, switches, door, upstreams)
         try:

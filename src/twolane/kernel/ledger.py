@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import orjson
@@ -46,17 +46,40 @@ def append(tx: Transaction, fields: Mapping[str, object]) -> int:
         chained["seq"], chained["prev"] = link.seq, link.prev
     leaf = leaf_bytes(chained)
     digest, position = leaf_hash(leaf), tree.size
-    tx.run("append_entry", position=position, leaf=leaf.decode(), hash=digest)
+    waiting: _Waiting = tx.cache["waiting"]
+    waiting.leaves.append(leaf.decode())
+    waiting.hashes.append(digest)
     tree.push(digest)
     if link is not None:
         link.seq, link.prev = link.seq + 1, digest.hex()
     return position
 
 
+def flush(tx: Transaction) -> None:
+    """Write what was appended in this transaction so far, for a question that reads entries inside it."""
+    waiting: _Waiting | None = tx.cache.get("waiting")
+    if waiting is not None and waiting.leaves:
+        leaves, hashes = orjson.dumps(waiting.leaves).decode(), b"".join(waiting.hashes)
+        tx.run("append_entries", first=waiting.first, leaves=leaves, hashes=hashes)
+        waiting.first += len(waiting.leaves)
+        waiting.leaves.clear()
+        waiting.hashes.clear()
+
+
 @dataclass
 class _Link:
     seq: int
     prev: str
+
+
+@dataclass
+class _Waiting:
+    """Entries of a group of works, written by one statement: one statement each was most of the writer's time, because
+    the interpreter's lock changes hands at every one of them."""
+
+    first: int
+    leaves: list[str] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
 
 
 def _tree(tx: Transaction) -> CompactRange:
@@ -72,6 +95,7 @@ def _tree(tx: Transaction) -> CompactRange:
                 first_bad=min(size, last["position"] + 1 if last else 0),
             )
         tree = tx.cache["tree"] = CompactRange.from_bytes(row["frontier"]) if row else CompactRange()
+        tx.cache["waiting"] = _Waiting(tree.size)
         tx.before_commit(lambda: _keep(tx, tree))
     return tree
 
@@ -85,6 +109,7 @@ def _chain(tx: Transaction, run: str) -> _Link:
 
 
 def _keep(tx: Transaction, tree: CompactRange) -> None:
+    flush(tx)
     tx.run("set_tree", size=tree.size, frontier=tree.to_bytes(), root=tree.root())
     for run, link in tx.cache.get("chains", {}).items():
         tx.run("set_chain", run=run, seq=link.seq, prev=link.prev)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from twolane.domain.canonical import commitment
-from twolane.domain.completion import EventError, EventReader, parse_event, usage_of
+from twolane.domain.completion import EventError, EventReader, end_of, parse_event, usage_of
 from twolane.domain.records import ModelCall, Usage
 from twolane.errors import UpstreamError
 
 TAIL_BYTES = 16_384
 """How much of a stream's end is kept to find its usage in."""
-
-_DONE = re.compile(rb"(?:^|[\r\n])data: *\[DONE\]")
-"""At the beginning of a line: inside a text the line break before it would be escaped."""
 
 
 class Silence:
@@ -108,7 +104,7 @@ class Meter:
         seam = self._edge + block
         self._edge = seam[-16:]
         if b"[DONE]" in seam and not self._is_done:
-            self._is_done = _DONE.search(self._tail()) is not None
+            self._is_done = end_of(self._tail()) >= 0
         if self.ttft_us is None and _has_answered(self.peeked):
             self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
 
@@ -128,17 +124,24 @@ class Meter:
         return int((time.monotonic() - self._began) * 1_000_000)
 
     def usage(self) -> Usage | None:
-        """What the upstream reported at the end; None where it did not."""
-        found = None
-        for payload in EventReader().feed(self._tail() + b"\n\n"):
-            if b'"usage"' not in payload:
-                continue
-            try:
-                chunk = parse_event(payload)
-            except EventError:
-                continue  # the tail may begin in the middle of an event
-            found = (usage_of(chunk) if chunk else None) or found
-        return found
+        """What the upstream reported at the end; None where it did not. Only events that may report it are read: most
+        of a tail is words."""
+        tail = self._tail()
+        at = tail.rfind(b'"usage"')
+        while at >= 0:
+            start = tail.rfind(b"data:", 0, at)
+            if start < 0:
+                return None  # the tail begins in the middle of this event
+            for payload in EventReader().feed(_first_event(tail[start:])):
+                try:
+                    chunk = parse_event(payload)
+                except EventError:
+                    continue
+                found = usage_of(chunk) if chunk else None
+                if found is not None:
+                    return found
+            at = tail.rfind(b'"usage"', 0, start)
+        return None
 
     def is_unbilled(self, error: BaseException) -> bool:
         """An upstream that was never reached, or that refused with a status, has generated nothing."""
@@ -156,7 +159,14 @@ class Meter:
 def _has_answered(peeked: Sequence[bytes]) -> bool:
     """True once the first event is whole. Some servers answer 200 and then an error event: seen here, it is a failure
     and not an answer."""
-    for payload in EventReader().feed(b"".join(peeked)):
+    begun = b"".join(peeked)
+    for payload in EventReader().feed(_first_event(begun) if begun.startswith(b"data:") else begun):
         parse_event(payload)
         return True
     return False
+
+
+def _first_event(begun: bytes) -> bytes:
+    """A block up to the end of its first event; all of it where that is not clear."""
+    at = begun.find(b"\n\n")
+    return begun[: at + 2] if at >= 0 and b"\r" not in begun[:at] else begun

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from twolane.domain.canonical import canonical_json, commitment
+import orjson
+
+from twolane.domain.canonical import commitment
 from twolane.domain.completion import Completion, EventError
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Status, Subject, Usage
@@ -170,11 +172,11 @@ class Door:
         lanes: Lanes,
         switches: Switches,
         currency: str,
-        pseudonym: Callable[..., str],
+        step_salt: Callable[[str], bytes],
     ) -> None:
         self._store, self._upstreams, self._treasury = store, upstreams, treasury
         self._lanes, self._switches = lanes, switches
-        self._currency, self._pseudonym = currency, pseudonym
+        self._currency, self._step_salt = currency, step_salt
 
     @asynccontextmanager
     async def step(self, request: Request) -> AsyncIterator[Answer]:
@@ -230,16 +232,18 @@ class Door:
         }
 
     def _input_digest(self, request: Request, step: str) -> str:
+        """A commitment to what is asked. All of it came out of a JSON reader or is text: no walk makes it plain."""
         call = request.call
         messages = call.raw_messages or [[message.role, message.content] for message in call.messages]
         try:
-            body = canonical_json([list(messages), call.schema.schema if call.schema else None, dict(call.extras)])
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
+            asked = [list(messages), call.schema.schema if call.schema else None, call.extras]
+            body = orjson.dumps(asked, default=dict, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError as error:
+            raise BadRequest(f"no canonical form: {error}") from None
         return commitment(self._salt(request, step), body)
 
     def _salt(self, request: Request, step: str) -> bytes:
-        return request.subject.salt if request.subject else bytes.fromhex(self._pseudonym("salt", step))
+        return request.subject.salt if request.subject else self._step_salt(step)
 
 
 class _Attempt:

@@ -14,7 +14,9 @@ from twolane.errors import SwitchTripped
 from twolane.kernel import ledger
 from twolane.store import Store, Transaction
 
-POLL_S = 0.02
+POLL_S = 0.01
+"""How often what other processes did is looked at while steps run here. Half of `store.FRESH_S`: while a gateway is at
+work, no request has to look by itself."""
 
 _LOG = logging.getLogger("twolane.kernel")
 
@@ -24,7 +26,7 @@ class Switches:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._version = -1
+        self._epoch = -1
         self._tripped: dict[str, str] = {}
         self._running: dict[str, tuple[frozenset[str], Callable[[str, str], None]]] = {}
         self._poller: asyncio.Task[None] | None = None
@@ -36,7 +38,7 @@ class Switches:
             SwitchTripped: one of the scopes is stopped.
         """
         self._refresh()
-        for scope in scopes:
+        for scope in scopes if self._tripped else ():
             if scope in self._tripped:
                 raise SwitchTripped(scope, self._tripped[scope])
 
@@ -82,10 +84,10 @@ class Switches:
             self._poller.cancel()
 
     def _refresh(self) -> None:
-        version = self._store.version()
-        if version != self._version:
+        epoch = self._store.epoch()
+        if epoch != self._epoch:
             self._tripped = {row["scope"]: row["cause"] for row in self._store.all("switches")}
-            self._version = version
+            self._epoch = epoch
 
     def _close_tripped(self) -> int:
         closed = 0

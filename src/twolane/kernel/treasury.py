@@ -47,7 +47,7 @@ class Treasury:
     def __init__(self, store: Store, *, currency: str, owner: str, defaults: Mapping[str, BudgetSection]) -> None:
         self._store, self._currency, self._owner = store, currency, owner
         self._templates = {scope: self._limit(section) for scope, section in defaults.items()}
-        self._version = -1
+        self._epoch = -1
         self._scopes: frozenset[str] = frozenset()
 
     def _limit(self, section: BudgetSection) -> Limit:
@@ -56,10 +56,10 @@ class Treasury:
 
     def is_limited(self, scopes: Sequence[str]) -> bool:
         """True when any scope of the chain has a budget: only then is a hold needed."""
-        version = self._store.version()
-        if version != self._version:
+        epoch = self._store.epoch()
+        if epoch != self._epoch:
             self._scopes = frozenset(row["scope"] for row in self._store.all("budgets"))
-            self._version = version
+            self._epoch = epoch
         return any(scope in self._scopes or _template_of(scope, self._templates) for scope in scopes)
 
     async def reserve(
@@ -347,6 +347,7 @@ def _spent(tx: Transaction, scope: str, since_day: str) -> Row | None:
         case "run":
             return tx.one("spent_by_run", run=rest)
         case "item":
+            ledger.flush(tx)
             return tx.one("spent_by_item", run=tenant, item=name)
         case "tenant":
             return tx.one("spent_since", since=since_day, tenant=rest, api_key=None, workflow=None)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
-import aiohttp
 import orjson
 
 from twolane.domain.records import ModelCall
 from twolane.errors import UpstreamError
+from twolane.models.http import BrokenOff, Client, Response, Unreachable
 
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _MAX_ERROR_BYTES = 65_536
 
 
 class OpenAI:
-    """One server. The client session is opened on first use, in the event loop that uses it.
+    """One server.
 
     `structured` says how the server takes a JSON Schema: as `json_schema` (OpenAI, vLLM), as `json_object` (servers
     that only know JSON as such), or not at all; where it is not taken as such, the schema is told to the model in
@@ -30,36 +30,27 @@ class OpenAI:
 
     def __init__(self, name: str, *, url: str, key: str | None, structured: str = "json_schema") -> None:
         self.name = name
-        self._url = url.rstrip("/") + "/chat/completions"
-        self._key, self._structured = key, structured
-        self._session: aiohttp.ClientSession | None = None
+        self._url, self._structured = url.rstrip("/"), structured
+        self._secret = key
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        self._http = Client(self._url, headers | ({"authorization": f"Bearer {key}"} if key else {}))
 
     async def open(self, call: ModelCall) -> _Stream:
         """Send the call; see `models.Model.open`."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-                timeout=aiohttp.ClientTimeout(total=None, connect=10),
-                headers={"user-agent": "twolane", "content-type": "application/json", "accept": "text/event-stream"}
-                | ({"authorization": f"Bearer {self._key}"} if self._key else {}),
-                auto_decompress=True,
-            )
         try:
-            response = await self._session.post(self._url, data=self._body(call), allow_redirects=False)
-        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError, TimeoutError) as error:
-            raise UpstreamError(
-                self.name, f"it cannot be reached at {self._url}: {_reason(error)}", retryable=True, is_gone=True
-            ) from None
-        except aiohttp.ClientError as error:
-            raise UpstreamError(self.name, f"the request broke off: {_reason(error)}", retryable=True) from None
-        if response.status != 200:
-            raise await self._refusal(response)
+            response = await self._http.post("/chat/completions", self._body(call))
+            if response.status != 200:
+                raise await self._refusal(response)
+        except Unreachable as error:
+            problem = f"it cannot be reached at {self._url}: {error}"
+            raise UpstreamError(self.name, problem, retryable=True, is_gone=True) from None
+        except BrokenOff as error:
+            raise UpstreamError(self.name, f"the request broke off: {error}", retryable=True) from None
         return _Stream(self.name, response)
 
     async def aclose(self) -> None:
-        """Close the connection pool."""
-        if self._session is not None:
-            await self._session.close()
+        """Close the connections."""
+        await self._http.aclose()
 
     def _body(self, call: ModelCall) -> bytes:
         messages: list[object] = list(call.raw_messages or ())
@@ -95,47 +86,44 @@ class OpenAI:
             min(1, len(messages)), {"role": "user", "content": words + orjson.dumps(call.schema.schema).decode()}
         )
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> UpstreamError:
-        body = b""
+    async def _refusal(self, response: Response) -> UpstreamError:
         try:
-            async for block in response.content.iter_any():
-                body += block
-                if len(body) > _MAX_ERROR_BYTES:
-                    break
-        except (aiohttp.ClientError, TimeoutError):
-            pass  # the status says enough
+            body = await response.read(_MAX_ERROR_BYTES)
+        except BrokenOff:
+            body = b""  # the status says enough
         finally:
             response.close()
         text = body[:_MAX_ERROR_BYTES].decode(errors="replace")
-        status = response.status
-        delay = _seconds(response.headers)
         return UpstreamError(
             self.name,
-            f"it answered {status}",
-            detail=_message(_without(self._key, text)),
-            http_status=status,
-            retryable=status in _RETRYABLE,
-            retry_after_s=delay,
-            headers={name.lower(): value for name, value in response.headers.items()},
+            f"it answered {response.status}",
+            detail=_message(_without(self._secret, text)),
+            http_status=response.status,
+            retryable=response.status in _RETRYABLE,
+            retry_after_s=_seconds(response.headers),
+            headers=response.headers,
         )
 
 
 class _Stream:
-    """An answer on its way; closing it closes the socket, which is how a server learns to stop generating."""
+    """An answer on its way; closing it closes the connection, which is how a server learns to stop generating."""
 
-    def __init__(self, name: str, response: aiohttp.ClientResponse) -> None:
-        self._name, self._response = name, response
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+    __slots__ = ("_name", "_response", "headers")
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __init__(self, name: str, response: Response) -> None:
+        self._name, self._response, self.headers = name, response, response.headers
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
-            async for block in self._response.content.iter_any():
-                yield block
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise UpstreamError(self._name, f"its answer broke off: {_reason(error)}", retryable=True) from None
+            return await anext(self._response)
+        except BrokenOff as error:
+            raise UpstreamError(self._name, f"its answer broke off: {error}", retryable=True) from None
 
     def close(self) -> None:
-        """A response read to its end gives its connection back to the pool; any other is closed."""
+        """An answer read to its end has given its connection back; any other is closed with it."""
         self._response.close()
 
 
@@ -143,11 +131,10 @@ def _wire_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "reply"
 
 
-def _seconds(headers: object) -> float | None:
-    get = getattr(headers, "get")  # noqa: B009 - a multidict, whose type is the client library's
+def _seconds(headers: Mapping[str, str]) -> float | None:
     try:
-        text = get("retry-after-ms")
-        seconds = float(text) / 1000 if text else float(get("retry-after") or "nan")
+        text = headers.get("retry-after-ms")
+        seconds = float(text) / 1000 if text else float(headers.get("retry-after") or "nan")
     except ValueError:  # a date: our own backoff will do
         return None
     return seconds if 0 <= seconds < math.inf else None
@@ -168,7 +155,3 @@ def _message(text: str) -> str:
 def _without(secret: str | None, text: str) -> str:
     """Some servers echo the key they were sent; ours never travels further."""
     return text.replace(secret, "…") if secret else text
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__

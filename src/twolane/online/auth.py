@@ -57,9 +57,9 @@ class Gate:
 
     def __init__(self, kernel: Kernel) -> None:
         self._store, self._vault = kernel.store, kernel.vault
-        self._version = -1
+        self._epoch = -1
         self._has_keys = False
-        self._grants: dict[str, Grant] = {}
+        self._grants: dict[bytes, Grant] = {}
 
     def admit(self, scope: Scope) -> Grant:
         """The grant of a request.
@@ -75,23 +75,22 @@ class Gate:
         secret = _shown(scope["headers"])
         if not secret.startswith(PREFIX.encode()):
             raise Unauthenticated
-        # The store is asked for a digest keyed by the pepper. A guesser cannot steer how much of it agrees with one
-        # that is kept, so the time a look-up takes tells nothing: as good as a comparison in constant time.
-        digest = self._vault.keyed(secret)
-        grant = self._grants.get(digest)
+        # Python's hash of bytes is keyed anew in every process, and the store is asked for a digest keyed by the
+        # pepper. A guesser can steer neither, so the time a look-up takes tells nothing: as good as constant time.
+        grant = self._grants.get(secret)
         if grant is None:
-            row = self._store.one("key_by_digest", digest=digest)
+            row = self._store.one("key_by_digest", digest=self._vault.keyed(secret))
             if row is None:
                 raise Unauthenticated
-            grant = self._grants[digest] = Grant(row["tenant"], row["name"], frozenset(orjson.loads(row["models"])))
+            grant = self._grants[secret] = Grant(row["tenant"], row["name"], frozenset(orjson.loads(row["models"])))
         return grant
 
     def _refresh(self) -> None:
-        version = self._store.version()
-        if version != self._version:
+        epoch = self._store.epoch()
+        if epoch != self._epoch:
             self._grants.clear()
             self._has_keys = self._has_keys or _were_keys_made(self._store.one("count_keys"))
-            self._version = version
+            self._epoch = epoch
 
 
 def _were_keys_made(row: Row | None) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from twolane.domain.completion import MAX_EVENT_BYTES, Completion, usage_fields
+from twolane.domain.completion import MAX_EVENT_BYTES, Completion, end_of, usage_fields
 from twolane.domain.records import Message, ModelCall, ReplySchema, Usage
 from twolane.errors import BadRequest
 from twolane.online.wire import OpenAIErrors, read_object, take_flag, take_model
@@ -147,8 +147,6 @@ def _schema(fields: dict[str, object]) -> ReplySchema | None:
 _BLANK = (b"\n\n", b"\n\r\n")
 """What ends an event, for both kinds of line ends."""
 _EVENT_END = re.compile(rb"\n\r?\n")
-_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-"""JSON holds no raw line end, so no text of an answer can begin a line."""
 _REPORT = re.compile(rb'"usage"\s*:\s*\{')
 """Usage that says something; ordinary chunks may hold `"usage": null`."""
 
@@ -192,11 +190,11 @@ class Outflow:
         return block[:at]
 
     def _before_the_end(self, block: bytes) -> bytes:
-        end = _DONE.search(block)
-        if end is None:
+        end = end_of(block)
+        if end < 0:
             return block
-        self._ending = block[end.start() :]
-        return block[: end.start()]
+        self._ending = block[end:]
+        return block[:end]
 
 
 def _without_usage(block: bytes) -> bytes:

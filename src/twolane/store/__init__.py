@@ -18,6 +18,9 @@ Row = Mapping[str, Any]
 
 T = TypeVar("T")
 
+FRESH_S = 0.02
+"""How old the knowledge of what other processes changed may be when something is decided on it."""
+
 
 class Transaction(Protocol):
     """Named questions (`queries.sql`) inside one transaction."""
@@ -69,6 +72,11 @@ class Store(Protocol):
 
     def version(self) -> int:
         """A number that changes whenever any process has committed. Costs microseconds: made for polling."""
+        ...
+
+    def epoch(self) -> int:
+        """A number that changes whenever a switch, a key or a budget has changed: by this process at once, by others
+        within `FRESH_S`. Costs next to nothing: made for every request."""
         ...
 
     def close(self) -> None:

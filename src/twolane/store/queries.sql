@@ -8,6 +8,10 @@ SELECT value FROM meta WHERE name = :name;
 -- Keep a value under a name.
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
+-- name: epoch
+-- How often a switch, a key or a budget has changed.
+SELECT n FROM epoch WHERE id = 1;
+
 -- ── Ledger ──
 
 -- name: tree
@@ -19,9 +23,10 @@ SELECT size, frontier, root FROM tree WHERE id = 1;
 INSERT INTO tree (id, size, frontier, root) VALUES (1, :size, :frontier, :root)
 ON CONFLICT (id) DO UPDATE SET size = excluded.size, frontier = excluded.frontier, root = excluded.root;
 
--- name: append_entry
--- Add a leaf at the next position.
-INSERT INTO entry (position, leaf, hash) VALUES (:position, :leaf, :hash);
+-- name: append_entries
+-- Add leaves (a JSON list of texts) from a position on, with their hashes (32 bytes each, in one).
+INSERT INTO entry (position, leaf, hash)
+SELECT :first + key, value, substr(:hashes, key * 32 + 1, 32) FROM json_each(:leaves);
 
 -- name: entries
 -- Leaves in order, a page at a time; as bytes, so that one that is no longer UTF-8 can be named.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twolane.errors import StoreError
-from twolane.store import Row, Transaction, Value
+from twolane.store import FRESH_S, Row, Transaction, Value
 
 T = TypeVar("T")
 
@@ -32,7 +32,9 @@ REST_S = 0.002
 RETRY_S = 0.0005
 PATIENCE_S = 30.0
 """How long another process may hold the write lock before a write fails."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_POLICY = frozenset({"trip", "reset", "add_key", "revoke_key", "set_budget"})
+"""Writes after which the epoch is another one; triggers in the schema say so to other processes."""
 
 
 def _named_queries() -> dict[str, str]:
@@ -52,6 +54,7 @@ class _Work:
         self.error: BaseException | None = None
 
     def deliver(self) -> None:
+        """Wake the waiter."""
         if self.future.done():
             return
         if self.error is None:
@@ -64,10 +67,12 @@ class _SQLiteTransaction:
     def __init__(self, connection: sqlite3.Connection, queries: dict[str, str]) -> None:
         self._connection, self._queries = connection, queries
         self.cache: dict[str, Any] = {}
+        self.changes_policy = False
         self._closing: list[Callable[[], None]] = []
 
     def run(self, query: str, **values: Value) -> int:
         cursor = self._connection.execute(self._queries[query], values)
+        self.changes_policy = self.changes_policy or query in _POLICY
         return (cursor.lastrowid or 0) if query == "add_body" else cursor.rowcount
 
     def one(self, query: str, **values: Value) -> Row | None:
@@ -106,6 +111,8 @@ class SQLiteStore:
             self._watcher, self._connection = self._connect(), self._connect()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from None
+        self._epoch, self._version, self._looked = -1, -1, float("-inf")
+        self._policy_writes = self._seen_writes = 0
         self._queue: deque[_Work] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -132,6 +139,17 @@ class SQLiteStore:
 
     def version(self) -> int:
         return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+
+    def epoch(self) -> int:
+        now, writes = time.monotonic(), self._policy_writes
+        if now - self._looked > FRESH_S or writes != self._seen_writes:
+            version = self.version()
+            self._looked, self._seen_writes = now, writes
+            if version != self._version:
+                row = self.one("epoch")
+                assert row is not None
+                self._version, self._epoch = version, row["n"]
+        return self._epoch
 
     def _reader(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
@@ -205,6 +223,8 @@ class SQLiteStore:
                 work.answer = work.work(transaction)
             transaction.close()
             connection.execute("COMMIT")
+            if transaction.changes_policy:
+                self._policy_writes += 1
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
