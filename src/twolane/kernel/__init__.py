@@ -11,7 +11,7 @@ from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
 from twolane.kernel import ledger
 from twolane.kernel.lanes import Lanes
-from twolane.kernel.step import Answer, Door, Request, Settled, Upstream
+from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
 from twolane.models import Model
@@ -21,7 +21,7 @@ from twolane.store.presence import Presence
 from twolane.store.sqlite import SQLiteStore
 from twolane.store.vault import Vault
 
-__all__ = ["Answer", "Kernel", "Model", "Request", "Settled"]
+__all__ = ["Answer", "Kernel", "Model", "Request", "Settled", "new_id"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ TAIL_BYTES = 16_384
 """How much of a stream's end is kept to find its usage in."""
 
 
+_SLICE = 2_047
+"""Longer pieces are hashed with the interpreter's lock let go, and getting it back from the writer takes longer than the
+hashing."""
+
+
 class Silence:
     """How long an upstream has said nothing, with one timer for a whole stream: a timer armed at every block was a
     tenth of the door's time. While nobody waits for the upstream (a slow reader), its silence does not count."""
@@ -95,7 +100,8 @@ class Meter:
 
     def saw(self, block: bytes) -> None:
         """A block passed."""
-        self._digest.update(block)
+        for at in range(0, len(block), _SLICE):
+            self._digest.update(block[at : at + _SLICE] if len(block) > _SLICE else block)
         self._events += block.count(b"data:")
         self._last.append(block)
         self._last_bytes += len(block)

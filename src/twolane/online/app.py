@@ -112,13 +112,29 @@ class Endpoint:
             await exchange.fail(wire.unforeseen(exchange.request_id))
 
 
-def create_app(kernel: Kernel) -> Starlette:
+class Gateway(Starlette):
+    """The routes as one ASGI application. A request whose address is one of ours to the letter goes straight to its
+    endpoint: Starlette's middleware and matching cost every event of a stream."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        gate = Gate(kernel)
+        endpoints = [Endpoint(kernel, gate, route) for route in ROUTES]
+        self._exact = {(e.route.method, e.route.path): e for e in endpoints if "{" not in e.route.path}
+        super().__init__(
+            routes=[StarletteRoute(e.route.path, e, methods=[e.route.method]) for e in endpoints],
+            exception_handlers={404: _no_such_path, 405: _wrong_method},
+        )
+        self.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        endpoint = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        await (super().__call__ if endpoint is None else endpoint)(scope, receive, send)
+
+
+def create_app(kernel: Kernel) -> Gateway:
     """The gateway over an open kernel. It opens nothing and closes nothing: the kernel is its owner's."""
-    gate = Gate(kernel)
-    routes = [StarletteRoute(r.path, Endpoint(kernel, gate, r), methods=[r.method]) for r in ROUTES]
-    app = Starlette(routes=routes, exception_handlers={404: _no_such_path, 405: _wrong_method})
-    app.router.redirect_slashes = False
-    return app
+    return Gateway(kernel)
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from types import TracebackType
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from twolane.errors import BadRequest, Killed, TwolaneError
+from twolane.kernel import new_id
 from twolane.online.wire import Wire, error_headers, status_of
 
 Header = tuple[bytes, bytes]
@@ -40,7 +40,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, wire: Wire) -> None:
         self.scope, self.wire, self._receive, self._send = scope, wire, receive, send
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
         """The client's own, if it is sane; on every answer."""
         self.is_streaming = False
         """True once a stream has begun: from then on an error is an event."""
