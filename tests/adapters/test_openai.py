@@ -329,3 +329,50 @@ async def test_without_a_key_none_is_sent() -> None:
         async for _ in await model.open(CALL):
             pass
         assert "authorization" not in server.headers[0]
+
+
+# ── quirks ──
+
+
+async def test_a_server_that_wants_another_field_gets_it_and_is_remembered() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked = orjson.loads(await request.read())
+        for wrong, right in (("max_tokens", "max_completion_tokens"), ("stream_options", "stream_options")):
+            if wrong in asked:
+                text = f"Unsupported parameter: '{wrong}' is not known here. Use '{right}' instead."
+                return web.json_response({"error": {"message": text}}, status=400)
+        return web.Response(body=chunk("hi") + DONE, content_type="text/event-stream")
+
+    async with serving(answer) as server, opened(server.url) as model:
+        for requests in (3, 4):
+            assert b"".join([block async for block in await model.open(CALL)]).endswith(DONE)
+            assert len(server.bodies) == requests
+        assert server.bodies[-1]["max_completion_tokens"] == 50
+        assert not {"max_tokens", "stream_options"} & server.bodies[-1].keys()
+
+
+async def test_a_refusal_that_only_mentions_a_field_teaches_nothing() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "you said: stream_options"}}, status=400)
+
+    async with serving(answer) as server, opened(server.url) as model:
+        for requests in (2, 4):
+            with pytest.raises(UpstreamError):
+                await model.open(CALL)
+            assert len(server.bodies) == requests
+        assert "stream_options" in server.bodies[2]
+
+
+async def test_a_query_in_the_address_goes_with_every_request() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.query_string == "api-version=2026-10-01"
+        return web.Response(body=DONE, content_type="text/event-stream")
+
+    async with serving(answer) as server, opened(server.url + "?api-version=2026-10-01") as model:
+        assert [block async for block in await model.open(CALL)] == [DONE]
+
+
+def test_azure_gets_its_key_under_its_own_name() -> None:
+    azure = OpenAI("a", url="https://res.openai.azure.com/openai/v1", key=KEY)
+    assert f"api-key: {KEY}".encode() in azure._http._lines
+    assert b"authorization" not in azure._http._lines

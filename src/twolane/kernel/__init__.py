@@ -203,5 +203,7 @@ def _open_model(name: str, section: UpstreamSection) -> Model:
                 from twolane.models.rehearsal import Rehearsal
 
                 return Rehearsal(name, **section.options)  # type: ignore[arg-type]  # checked by the constructor
+    except ValueError as error:  # a key with a line end in it
+        raise ConfigError(f"its url or key cannot be sent: {error}", where=f"upstream.{name}") from None
     except TypeError as error:
         raise ConfigError(f"an option is not known or has the wrong type: {error}", where=f"upstream.{name}") from None

@@ -33,14 +33,15 @@ class BrokenOff(Exception):
 
 
 class Client:
-    """Requests to one base address, such as `https://api.example.com/v1`, each with the same `headers`."""
+    """Requests to one base address, such as `https://api.example.com/v1`, each with the same `headers`; a query in the
+    address goes with every request."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None, "the configuration has checked the address"
         self._host, self._is_tls = parts.hostname, parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
-        self._base = parts.path.rstrip("/")
+        self._base, self._query = parts.path.rstrip("/"), f"?{parts.query}" if parts.query else ""
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         if parts.port is not None:
             host = f"{host}:{parts.port}"
@@ -66,7 +67,7 @@ class Client:
     async def _ask(self, method: bytes, path: str, body: bytes, headers: Mapping[str, str] | None) -> Response:
         connection = self._take() or await self._connect()
         self._busy.add(connection)
-        line = b"%b %b HTTP/1.1\r\n" % (method, (self._base + path).encode("ascii"))
+        line = b"%b %b HTTP/1.1\r\n" % (method, (self._base + path + self._query).encode("ascii"))
         length = b"content-length: %d\r\n" % len(body) if method == b"POST" else b""
         head = b"".join((line, self._lines, _head_lines(headers) if headers else b"", length, b"\r\n"))
         return await connection.ask(head, body)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -33,30 +34,43 @@ class OpenAI:
         self._url, self._structured = url.rstrip("/"), structured
         self._secret = key
         headers = {"content-type": "application/json", "accept": "text/event-stream"}
-        self._http = Client(self._url, headers | ({"authorization": f"Bearer {key}"} if key else {}))
+        self._http = Client(self._url, headers | (_key_header(self._url, key) if key else {}))
+        self._quirks: frozenset[str] = frozenset()
 
     async def open(self, call: ModelCall) -> _Stream:
-        """Send the call; see `models.Model.open`."""
+        """Send the call; see `models.Model.open`.
+
+        A server that refuses a field which only we chose (`max_tokens` instead of its newer name, `stream_options`) is
+        asked again without it. If it then answers, that is remembered: nothing was generated for the first request.
+        """
+        quirks = self._quirks
         try:
-            response = await self._http.post("/chat/completions", self._body(call))
-            if response.status != 200:
-                raise await self._refusal(response)
+            while True:
+                response = await self._http.post("/chat/completions", self._body(call, quirks))
+                if response.status == 200:
+                    break
+                error = await self._refusal(response)
+                more = quirks | _quirk_in(error)
+                if more == quirks:
+                    raise error
+                quirks = more
         except Unreachable as error:
             problem = f"it cannot be reached at {self._url}: {error}"
             raise UpstreamError(self.name, problem, retryable=True, is_gone=True) from None
         except BrokenOff as error:
             raise UpstreamError(self.name, f"the request broke off: {error}", retryable=True) from None
+        self._quirks = quirks
         return _Stream(self.name, response)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    def _body(self, call: ModelCall) -> bytes:
+    def _body(self, call: ModelCall, quirks: frozenset[str]) -> bytes:
         messages: list[object] = list(call.raw_messages or ())
         messages = messages or [{"role": message.role, "content": message.content} for message in call.messages]
         body: dict[str, object] = {**call.extras, "model": call.model, "messages": messages}
-        if "max_completion_tokens" in call.extras:
+        if "max_completion_tokens" in call.extras or "max_completion_tokens" in quirks:
             body["max_completion_tokens"] = call.max_tokens
         else:
             body["max_tokens"] = call.max_tokens
@@ -65,8 +79,11 @@ class OpenAI:
         if call.schema is not None:
             self._ask_for_schema(call, body, messages)
         body["stream"] = True
-        options = call.extras.get("stream_options")
-        body["stream_options"] = (options if isinstance(options, dict) else {}) | {"include_usage": True}
+        if "stream_options" in quirks:
+            body.pop("stream_options", None)
+        else:
+            options = call.extras.get("stream_options")
+            body["stream_options"] = (options if isinstance(options, dict) else {}) | {"include_usage": True}
         return orjson.dumps(body)
 
     def _ask_for_schema(self, call: ModelCall, body: dict[str, object], messages: list[object]) -> None:
@@ -125,6 +142,21 @@ class _Stream:
     def close(self) -> None:
         """An answer read to its end has given its connection back; any other is closed with it."""
         self._response.close()
+
+
+def _key_header(url: str, key: str) -> dict[str, str]:
+    """Azure takes a key under a name of its own."""
+    host = urlsplit(url).hostname or ""
+    return {"api-key": key} if host.endswith(".azure.com") else {"authorization": f"Bearer {key}"}
+
+
+def _quirk_in(error: UpstreamError) -> frozenset[str]:
+    """The field of ours that a refusal speaks of. Learned from the refusal itself: a table of servers would be old
+    tomorrow. Some name both old and new field, some only the one they do not know."""
+    if error.http_status not in (400, 422):
+        return frozenset()
+    names = ("max_completion_tokens", "stream_options")
+    return frozenset(name for name in names if name in error.detail)
 
 
 def _wire_name(name: str) -> str:
