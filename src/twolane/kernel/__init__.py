@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from twolane.config import Config, UpstreamSection, near, resolve_secret
@@ -104,15 +105,29 @@ class Kernel:
         Raises:
             NotFound: neither; the nearest name is named.
         """
+        fixed = self._fixed_routes.get(name)
+        if fixed is not None:
+            return fixed
         section = self.config.route.get(name)
         if section is None:
-            if name not in self.upstreams:
-                known = [*self.config.route, *self.upstreams]
-                raise NotFound(f"there is no route or upstream {name!r}{near(name, known)}")
-            return Route(name, (name,), "named by the caller")
+            known = [*self.config.route, *self.upstreams]
+            raise NotFound(f"there is no route or upstream {name!r}{near(name, known)}")
         facts = {"workflow": origin.workflow, "agent": agent, "tenant": origin.tenant, "lane": str(lane)}
         rules = [({str(k): v for k, v in rule.when.items()}, rule.use) for rule in section.rule]
         return routing.decide(name, light=section.light, rules=rules, fallback=section.fallback, facts=facts)
+
+    @cached_property
+    def _fixed_routes(self) -> dict[str, Route]:
+        """The decisions that depend on nothing but the name: routes without rules, and upstreams themselves."""
+        fixed = {name: Route(name, (name,), "named by the caller") for name in self.upstreams}
+        for name, section in self.config.route.items():
+            if section.rule:
+                fixed.pop(name, None)
+            else:
+                fixed[name] = routing.decide(
+                    name, light=section.light, rules=(), fallback=section.fallback, facts={}
+                )
+        return fixed
 
     def candidates(self, name: str) -> list[dict[str, object]]:
         """The models a route may choose, by kind and name: what a fingerprint holds of it."""

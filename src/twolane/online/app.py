@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -170,6 +171,10 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
         ConfigError: the address cannot be taken, or is public while there is no API key.
     """
     kernel = await Kernel.open(config)
+    # What is loaded by now stays; what a request makes seldom lies in cycles. Looking for them at every 700 new objects
+    # cost a twentieth of the processor time.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     try:
         _refuse_open_door(kernel)
         with _listen(config.serve.host, config.serve.port) as listener:
