@@ -66,7 +66,7 @@ class Block:
     _used: tuple[int, int] = (0, 0)
     _used_before: tuple[int, int] = (0, 0)
     _largest: tuple[int, int] = (0, 0)
-    _largest_before: tuple[int, int] = (0, 0)
+    _smallest: tuple[int, int] = (0, 0)
 
     def need(self, bound: Bound) -> tuple[int, int]:
         """What a call takes of this block: nothing in a dimension that has no limit."""
@@ -78,17 +78,17 @@ class Block:
         if now - self._span > SPAN_S:
             is_next = now - self._span <= 2 * SPAN_S
             self._used_before = self._used if is_next else (0, 0)
-            self._largest_before = self._largest if is_next else (0, 0)
-            self._used, self._largest, self._span = (0, 0), (0, 0), now
+            self._smallest = self._smallest if is_next else need
+            self._used, self._largest, self._span = (0, 0), need, now
         self._used = (self._used[0] + need[0], self._used[1] + need[1])
         self._largest = (max(self._largest[0], need[0]), max(self._largest[1], need[1]))
+        self._smallest = (min(self._smallest[0], need[0]), min(self._smallest[1], need[1]))
         self.used_at = now
 
     def wish(self) -> Wish:
         """What is asked for: what the last span used, and at least a few of the largest calls."""
-        largest = tuple(map(max, self._largest, self._largest_before))
-        wanted = [max(a, b, CALLS * c) for a, b, c in zip(self._used, self._used_before, largest, strict=True)]
-        return Wish(self, (wanted[0], wanted[1]), (largest[0], largest[1]), (self.pico, self.tokens))
+        wanted = [max(a, b, CALLS * c) for a, b, c in zip(self._used, self._used_before, self._largest, strict=True)]
+        return Wish(self, (wanted[0], wanted[1]), self._smallest, (self.pico, self.tokens))
 
     def is_low(self) -> bool:
         """Less than half of it is left."""
@@ -105,11 +105,11 @@ class Block:
 
 
 class Wish(NamedTuple):
-    """A block to be filled: how far, what its largest call needs, and what was free when it was asked for."""
+    """A block to be filled: how far, what its smallest call needs, and what was free when it was asked for."""
 
     block: Block
     wanted: tuple[int, int]
-    largest: tuple[int, int]
+    smallest: tuple[int, int]
     free: tuple[int, int]
 
 
@@ -223,10 +223,14 @@ class Leases:
     def ask_ahead(self, scopes: tuple[str, ...], chain: Chain, bound: Bound) -> None:
         """A hold had to be taken in the store: the next ones should not."""
         now = time.monotonic()
+        short = []
         for block in chain.blocks:
-            block.note(block.need(bound), now)
+            need = block.need(bound)
+            block.note(need, now)
+            if block.is_low() or block.pico < need[0] or block.tokens < need[1]:
+                short.append(block)
         if not any(block.paused_until > now for block in chain.blocks):
-            self._fill(scopes, chain.blocks, now)
+            self._fill(scopes, short, now)
 
     def end(self, shares: Sequence[Share], *, pico: int, tokens: int) -> list[Share]:
         """A call that held these shares came to its end and used this much. What it did not use is free again at once,
@@ -271,9 +275,9 @@ class Leases:
         asked = list(dict.fromkeys(wish.block.scope for wish in wishes))
         accounts = {(account.scope, account.window): account for account in self._limits.accounts(tx, asked)}
         grants, books = [], Books.of(tx)
-        for block, wanted, largest, free in wishes:
+        for block, wanted, smallest, free in wishes:
             account = accounts.get((block.scope, block.window))
-            grant = NOTHING if account is None else _granted(account, wanted, largest, free)
+            grant = NOTHING if account is None else _granted(account, wanted, smallest, free)
             if grant.pico or grant.tokens:
                 books.lease(self._owner, block.scope, block.window, pico=grant.pico, tokens=grant.tokens)
             grants.append(grant)
@@ -289,18 +293,24 @@ class Leases:
                 self.give_back([block])
                 continue
             block.size = grant.size
-            if any(size < need for size, need in zip(grant.size, wish.largest, strict=True)):
+            if grant.size == (0, 0) and wish.smallest != (0, 0):
                 block.paused_until = now + PAUSE_S
+            over = Share(block, max(0, block.pico - grant.size[0]), max(0, block.tokens - grant.size[1]))
+            self._return([over])
 
     def give_back(self, blocks: Sequence[Block]) -> bool:
         """Give back all that is free; it is the store's when this work and what was submitted before it are done.
         True where there was something, or something is still on its way to us (it goes back when it arrives)."""
-        freed = [Share(block, block.pico, block.tokens) for block in blocks if not block.is_empty()]
-        for block in blocks:
-            block.pico = block.tokens = 0
+        is_some = self._return([Share(block, block.pico, block.tokens) for block in blocks])
+        return is_some or any(block.is_filling for block in blocks)
+
+    def _return(self, shares: Sequence[Share]) -> bool:
+        freed = [share for share in shares if share.pico or share.tokens]
+        for block, pico, tokens in freed:
+            block.pico, block.tokens = block.pico - pico, block.tokens - tokens
         if freed:
             self._send(partial(self._take_back, freed=freed), partial(self._given_back, freed))
-        return bool(freed) or any(block.is_filling for block in blocks)
+        return bool(freed)
 
     def _take_back(self, tx: Transaction, *, freed: Sequence[Share]) -> bool:
         for block, pico, tokens in freed:
@@ -389,15 +399,17 @@ class Leases:
 
 
 def _granted(
-    account: budgets.Account, wanted: tuple[int, int], largest: tuple[int, int], free: tuple[int, int]
+    account: budgets.Account, wanted: tuple[int, int], smallest: tuple[int, int], free: tuple[int, int]
 ) -> Grant:
-    """What of a wish 1 % of the budget carries."""
+    """What of a wish 1 % of the budget carries; nothing where either dimension carries no call."""
     pico_left, tokens_left = account.left_pico(), account.left_tokens()
-    pico = budgets.block_size(None if pico_left is None else pico_left + free[0], wanted=wanted[0], largest=largest[0])
-    tokens = budgets.block_size(
-        None if tokens_left is None else tokens_left + free[1], wanted=wanted[1], largest=largest[1]
+    pico = budgets.block_size(
+        None if pico_left is None else pico_left + free[0], wanted=wanted[0], smallest=smallest[0]
     )
-    size = (pico or 0, tokens or 0)
-    if size[0] < (0 if pico is None else largest[0]) or size[1] < (0 if tokens is None else largest[1]):
+    tokens = budgets.block_size(
+        None if tokens_left is None else tokens_left + free[1], wanted=wanted[1], smallest=smallest[1]
+    )
+    if (pico == 0 and smallest[0]) or (tokens == 0 and smallest[1]):
         return NOTHING
+    size = (pico or 0, tokens or 0)
     return Grant(max(0, size[0] - free[0]), max(0, size[1] - free[1]), size)

@@ -77,13 +77,13 @@ SHARE = 100
 """A block's free part is at most this part of what its budget has left: 1 %. It is booked whole after a crash."""
 
 
-def block_size(left: int | None, *, wanted: int, largest: int) -> int | None:
+def block_size(left: int | None, *, wanted: int, smallest: int) -> int | None:
     """How much a process may keep at hand of a budget that has `left` (what is at hand already counted in): what it
-    `wanted`, at most 1 %, and nothing where that does not carry even the `largest` call. None where nothing limits."""
+    `wanted`, at most 1 %, and nothing where that carries not even the `smallest` call. None where nothing limits."""
     if left is None:
         return None
     most = left // SHARE
-    return min(wanted, most) if most >= largest else 0
+    return min(wanted, most) if most >= smallest else 0
 
 
 def next_day_us(now_us: int) -> int:
