@@ -321,13 +321,12 @@ class _Attempt:
         self._release = lambda: slots.release(time.monotonic() - began)
 
     async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter) -> Hold | None:
-        """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them."""
+        """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them, in
+        memory where this process has leased enough of it."""
         fields, is_batch = meter.fields, request.lane is Lane.BATCH
         if not is_batch:
-            if not self._door._treasury.is_limited(self._scopes):
-                return None
             held = self._door._treasury.try_reserve(str(fields["step"]), self._scopes, call, upstream.price)
-            if held is not None:
+            if held is not None or not self._door._treasury.is_limited(self._scopes):
                 return held
         intent = None
         if is_batch:
