@@ -171,17 +171,22 @@ class Leases:
     def chain(self, scopes: tuple[str, ...], now_us: int) -> Chain:
         """The budgets of a chain as the newest commit has them: a limit that another process changed holds from its
         commit on. Costs one look at the store's version while nothing changes."""
-        known, version = self._known, self._store.version()
-        if version != known.version:
-            row = self._store.one("get_meta", name="limits")
-            epoch = row["value"] if row else ""
-            if epoch != known.epoch:
-                known.chains.clear()
-            known.version, known.epoch = version, epoch
+        known, epoch = self._known, self._epoch()
+        if epoch != known.epoch:
+            known.chains.clear()
+            known.epoch = epoch
         chain = known.chains.get(scopes)
         if chain is None or now_us >= chain.until_us:
             chain = known.chains[scopes] = self._look_up(scopes, now_us)
         return chain
+
+    def _epoch(self) -> str:
+        """Another one whenever a budget has changed."""
+        known, version = self._known, self._store.version()
+        if version == known.version:
+            return known.epoch
+        known.version, row = version, self._store.one("get_meta", name="limits")
+        return row["value"] if row else ""
 
     def _look_up(self, scopes: tuple[str, ...], now_us: int) -> Chain:
         if len(self._known.chains) >= MOST_CHAINS:
@@ -245,6 +250,12 @@ class Leases:
             block.pico, block.tokens = block.pico + freed[0], block.tokens + freed[1]
             ended.append(Share(block, held_pico - freed[0], held_tokens - freed[1]))
         return ended
+
+    def put_back(self, shares: Sequence[Share]) -> None:
+        """A call that held these shares was never made."""
+        ended = [share for share in self.end(shares, pico=0, tokens=0) if share.pico or share.tokens]
+        if ended:
+            self._send(partial(self._take_back, freed=ended), partial(self._given_back, ended))
 
     def settle_in(
         self, tx: Transaction, ended: Sequence[Share], scopes: Sequence[str], *, pico: int, tokens: int

@@ -87,6 +87,8 @@ class Treasury:
         self._limits = Limits({scope: self._limit(section) for scope, section in defaults.items()})
         self._leases = Leases(store, owner=owner, limits=self._limits)
         self._in_memory: dict[str, Hold] = {}
+        self._in_store: set[str] = set()
+        """Steps that have, or may still get, a row of their own: a write that nobody waits for any more is done too."""
 
     def _limit(self, section: BudgetSection) -> Limit:
         pico = None if section.money is None else Money.parse(section.money, self._currency).pico
@@ -138,6 +140,7 @@ class Treasury:
             SwitchTripped: a switch of the chain is tripped; nothing is held.
         """
         ask = _Ask(step, tuple(scopes), call, price, may_shrink, entry, intent)
+        self._in_store.add(step)
         answer = await self._store.write(partial(self._hold, ask=ask, is_first=True, is_last=False))
         deadline = time.monotonic() + PATIENCE_S
         while isinstance(answer, _Parked):
@@ -169,11 +172,11 @@ class Treasury:
         parked = self._parked(tx, short, is_first=is_first) if short and not is_last else None
         if parked is not None:
             return parked
-        tokens = ask.call.max_tokens
+        tokens, bound = ask.call.max_tokens, full
         if ask.may_shrink and short:
             pico_left, tokens_left = budgets.left(chain)
             tokens = max(1, pricing.affordable_tokens(ask.call, ask.price, pico=pico_left, tokens=tokens_left))
-        bound = pricing.upper_bound(dataclasses.replace(ask.call, max_tokens=tokens), ask.price)
+            bound = pricing.upper_bound(dataclasses.replace(ask.call, max_tokens=tokens), ask.price)
         refused = budgets.first_short(chain, pico=bound.pico or 0, tokens=bound.tokens)
         if refused is not None:
             return self._exceeded(*refused, bound)
@@ -223,23 +226,19 @@ class Treasury:
     def ending(self, step: str, scopes: Sequence[str], *, pico: int, tokens: int) -> Callable[[Transaction], None]:
         """End the hold of `step`, wherever it lies, with what was spent. What the answer does must be committed with
         the step's record. What an in-memory hold did not use is free again already now: call this once for a step."""
-        hold = self._in_memory.pop(step, None)
-        if hold is None:
+        if step in self._in_store:
+            self._in_store.discard(step)
             return partial(settle, step=step, scopes=scopes, pico=pico, tokens=tokens)
-        ended = self._leases.end(hold.shares, pico=pico, tokens=tokens)
+        hold = self._in_memory.pop(step, None)
+        ended = [] if hold is None else self._leases.end(hold.shares, pico=pico, tokens=tokens)
         return partial(self._leases.settle_in, ended=ended, scopes=scopes, pico=pico, tokens=tokens)
 
     def release(self, step: str, scopes: Sequence[str]) -> None:
         """End the hold of a step that never left the house. One that lay in memory needs no write, as a rule."""
-        hold = self._in_memory.pop(step, None)
-        if hold is None:
-            work = partial(settle, step=step, scopes=scopes, pico=0, tokens=0)
-        else:
-            ended = [share for share in self._leases.end(hold.shares, pico=0, tokens=0) if share.pico or share.tokens]
-            if not ended:
-                return
-            work = partial(self._leases.settle_in, ended=ended, scopes=scopes, pico=0, tokens=0)
-        self._store.submit(work).add_done_callback(_notice)
+        if step in self._in_store:
+            self._store.submit(self.ending(step, scopes, pico=0, tokens=0)).add_done_callback(_notice)
+        elif step in self._in_memory:
+            self._leases.put_back(self._in_memory.pop(step).shares)
 
     async def give_back(self) -> None:
         """Give back what is free of this process's blocks, and wait until the store has it."""
