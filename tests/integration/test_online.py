@@ -24,6 +24,7 @@ from twolane.domain.money import PICO
 from twolane.domain.records import Lane
 from twolane.errors import ConfigError, NotFound, UsageError
 from twolane.kernel import Kernel
+from twolane.kernel.treasury import drift
 from twolane.models.rehearsal import Rehearsal
 from twolane.online.app import Server, create_app, serve
 from twolane.online.ask import ask
@@ -56,8 +57,11 @@ class Gateway:
     async def at_rest(self) -> None:
         """Wait until nothing is in flight, then see that nothing is still held."""
         slots = self.kernel.door._lanes.slots("main", Lane.ONLINE)
-        await until(lambda: not self.upstream.active and not slots.busy and not self.kernel.store.all("reservations"))
+        await until(lambda: not self.upstream.active and not slots.busy and not _holds(self))
         assert not self.kernel.switches._running
+        await self.kernel.treasury.give_back()
+        await self.kernel.store.write(lambda tx: None)
+        assert drift(self.kernel.store) == []
         held = rows(self.kernel, "SELECT sum(held_pico) + sum(held_tokens) AS held FROM spending")
         assert held[0]["held"] in (0, None)
 
@@ -297,7 +301,7 @@ async def test_leaving_the_queue_for_a_slot_leaves_nothing_behind(tmp_path: Path
     async with gateway(tmp_path, first_token_ms=60_000) as gate:
         await gate.kernel.treasury.set_budget("tenant:default", period="total", pico=PICO, tokens=None, actor="t")
         asking = [asyncio.create_task(_read_all(gate, STREAM)) for _ in range(5)]
-        await until(lambda: gate.upstream.active == 2 and len(gate.kernel.store.all("reservations")) == 5)
+        await until(lambda: gate.upstream.active == 2 and len(_holds(gate)) == 5)
         for task in asking:
             task.cancel()
         await gate.at_rest()
@@ -325,6 +329,11 @@ async def test_leaving_while_a_hold_is_on_its_way_leaves_no_hold(tmp_path: Path)
         assert rows(gate.kernel, "SELECT count(*) AS windows FROM spending") == [{"windows": 1}]
         await gate.at_rest()
         assert gate.upstream.requests == 0
+
+
+def _holds(gate: Gateway) -> list[str]:
+    """The steps that hold money, in the store and in memory."""
+    return [row["step"] for row in gate.kernel.store.all("reservations")] + [*gate.kernel.treasury._in_memory]
 
 
 async def _read_all(gate: Gateway, body: object) -> bytes:

@@ -60,3 +60,10 @@ def test_online_keeps_its_first_token_time_while_batch_fills_its_own_slots() -> 
 def test_the_gateway_stays_small() -> None:
     gateway = figures.serve(50)
     assert gateway["after_megabytes"] <= 120
+
+
+def test_a_hold_is_taken_in_microseconds_and_the_books_agree() -> None:
+    held = figures.reserve(3_000)
+    assert held["drift"] == []
+    assert held["in_the_store"] <= 300, "the rest was held in memory"
+    assert held["in_memory_us"]["p50"] <= 200

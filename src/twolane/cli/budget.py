@@ -62,11 +62,13 @@ def list_(config: ConfigOption = None, is_json: JsonOption = False) -> None:
                 if account.limit_pico is not None:
                     amounts = (account.limit_pico, account.spent_pico, account.held_pico, account.left_pico() or 0)
                     row |= dict(zip(("limit", "spent", "held", "remaining"), map(decimal_string, amounts), strict=True))
+                    row["leased"] = decimal_string(account.leased_pico)
                 if account.limit_tokens is not None:
                     row["tokens"] = {
                         "limit": account.limit_tokens,
                         "spent": account.spent_tokens,
                         "held": account.held_tokens,
+                        "leased": account.leased_tokens,
                         "remaining": account.left_tokens(),
                     }
                 rows.append(row)

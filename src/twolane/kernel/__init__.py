@@ -67,6 +67,7 @@ class Kernel:
             currency=config.currency,
             owner=presence.name,
             defaults={scope: section for scope, section in config.budget.items() if _is_template(scope)},
+            is_alive=presence.is_alive,
         )
         counts = {
             name: {Lane.ONLINE: section.slots.online, Lane.BATCH: section.slots.batch}
@@ -85,7 +86,7 @@ class Kernel:
         try:
             await kernel._agree_on_currency()
             await kernel._take_budgets_from_file()
-            await treasury.recover(presence.is_alive)
+            await treasury.recover()
         except BaseException:
             await kernel.aclose()
             raise
@@ -96,6 +97,7 @@ class Kernel:
         self.switches.close()
         for upstream in self.upstreams.values():
             await upstream.model.aclose()
+        await self.treasury.aclose()
         self.store.close()
         self.presence.close()
 
@@ -178,6 +180,21 @@ class Kernel:
                 scope, period=section.period, pico=pico, tokens=section.tokens, actor="file", source="file"
             )
             await self.store.write(lambda tx, n=f"budget {scope}", v=text: tx.run("set_meta", name=n, value=v))  # type: ignore[misc]
+        await self._lift_budgets_gone_from_file()
+
+    async def _lift_budgets_gone_from_file(self) -> None:
+        """A budget that this very file set, and holds no longer, is lifted. Another file that shares the store, or
+        none, says nothing about it."""
+        if self.config.source is None:
+            return
+        name, taken = f"file {self.config.source}", sorted(s for s in self.config.budget if not _is_template(s))
+        kept = self.store.one("get_meta", name=name)
+        before = kept["value"].split("\n") if kept is not None else []
+        for scope in set(before) - {*taken, ""}:
+            await self.treasury.lift_budget_of_file(scope)
+            await self.store.write(lambda tx, s=scope: tx.run("forget_meta", name=f"budget {s}"))  # type: ignore[misc]
+        if before != (taken or [""]):
+            await self.store.write(lambda tx: tx.run("set_meta", name=name, value="\n".join(taken)))
 
 
 def _is_template(scope: str) -> bool:

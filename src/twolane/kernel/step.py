@@ -326,10 +326,13 @@ class _Attempt:
         self._release = lambda: slots.release(time.monotonic() - began)
 
     async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter) -> Hold | None:
-        """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them."""
+        """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them, in
+        memory where this process has leased enough of it."""
         fields, is_batch = meter.fields, request.lane is Lane.BATCH
-        if not is_batch and not self._door._treasury.is_limited(self._scopes):
-            return None
+        if not is_batch:
+            held = self._door._treasury.try_reserve(str(fields["step"]), self._scopes, call, upstream.price)
+            if held is not None or not self._door._treasury.is_limited(self._scopes):
+                return held
         intent = None
         if is_batch:
             names = ("v", "step", "attempt", "tenant", "run", "item", "agent", "upstream")
@@ -394,8 +397,7 @@ class _Attempt:
         says that it would."""
         self._let_go(step)
         if not meter.has_left and not meter.is_intended:
-            ended = self._door._store.submit(lambda tx: treasury.settle(tx, step, (), pico=0, tokens=0))
-            ended.add_done_callback(_notice)
+            self._door._treasury.release(step, self._scopes)
             return
         is_gone = isinstance(error, UpstreamError) and error.is_gone
         status = _status_of(error, is_killed=self._killed is not None)
@@ -470,9 +472,11 @@ class _Attempt:
             "output_digest": meter.output_digest(self._door._salt(request, step)),
         }
 
+        tokens = usage.input_tokens + usage.output_tokens
+        end_hold = self._door._treasury.ending(step, scopes, pico=pico or 0, tokens=tokens)
+
         def work(tx: Transaction) -> Settled:
-            tokens = usage.input_tokens + usage.output_tokens
-            treasury.settle(tx, step, scopes, pico=pico or 0, tokens=tokens)
+            end_hold(tx)
             ledger.append(tx, fields)
             treasury.count(tx, fields, pico=pico or 0)
             if also is not None:

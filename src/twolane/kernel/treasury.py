@@ -1,14 +1,20 @@
 """Money: hold an upper bound on every budget of the chain before a call leaves, end the hold exactly once after it.
 
-Reservations lie in the store. A hold's row is deleted by the transaction that appends its step's entry; a hold whose
-process died is settled at its bound, as in doubt, by whoever opens the store next.
+There are two kinds of hold. One lies in the store, with a row of its own that the transaction deletes that appends its
+step's entry: every batch call has one, and so has what must be exact near a limit. The other is taken in memory from
+blocks of the budgets that this process has leased (`kernel.leases`), so that an online call's first token waits for no
+disk. Either is in `held` before it is given. What a dead process held is settled whole, as in doubt, by whoever opens
+the store next.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -16,39 +22,73 @@ from twolane.config import BudgetSection
 from twolane.domain.money import Money, decimal_string
 from twolane.domain.records import Bound, ModelCall, Origin, Price, Status
 from twolane.errors import BadRequest, BudgetExceeded, Refused
-from twolane.kernel import ledger
+from twolane.kernel import accounts, ledger
+from twolane.kernel.accounts import Books, Limit, Limits, drift
+from twolane.kernel.leases import POLL_S, Leases, Share
+from twolane.kernel.rollups import count, leaf_amount
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets, pricing
 from twolane.rules.budgets import Account
-from twolane.store import Row, Store, Transaction
+from twolane.store import Store, Transaction
 
+__all__ = ["Hold", "Treasury", "count", "drift", "leaf_amount", "settle"]
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A budget as it is set."""
-
-    period: str
-    pico: int | None
-    tokens: int | None
+PATIENCE_S = 0.5
+"""How long a call that would be refused waits for other processes to give back what is free of their blocks. They do
+within `POLL_S` and a commit; this is for those that hang."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A reservation that lies in the store under its step's id."""
+    """A reservation under its step's id. `shares` is what it took of this process's blocks; empty where it lies in the
+    store."""
 
     step: str
     bound: Bound
     max_tokens: int
+    shares: tuple[Share, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A hold as it is asked for; see `Treasury.reserve`."""
+
+    step: str
+    scopes: tuple[str, ...]
+    call: ModelCall
+    price: Price | None
+    may_shrink: bool
+    entry: Mapping[str, object]
+    intent: Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    """It would be refused, or shortened, while some of the money lies in blocks of these windows."""
+
+    windows: list[tuple[str, str]]
+    is_asked: bool
+    """Another process has still to answer whether any of it is free."""
 
 
 class Treasury:
     """Budgets of one store."""
 
-    def __init__(self, store: Store, *, currency: str, owner: str, defaults: Mapping[str, BudgetSection]) -> None:
-        self._store, self._currency, self._owner = store, currency, owner
-        self._templates = {scope: self._limit(section) for scope, section in defaults.items()}
-        self._epoch = -1
-        self._scopes: frozenset[str] = frozenset()
+    def __init__(
+        self,
+        store: Store,
+        *,
+        currency: str,
+        owner: str,
+        defaults: Mapping[str, BudgetSection],
+        is_alive: Callable[[str], bool],
+    ) -> None:
+        self._store, self._currency, self._owner, self._is_alive = store, currency, owner, is_alive
+        self._limits = Limits({scope: self._limit(section) for scope, section in defaults.items()})
+        self._leases = Leases(store, owner=owner, limits=self._limits)
+        self._in_memory: dict[str, Hold] = {}
+        self._in_store: set[str] = set()
+        """Steps that have, or may still get, a row of their own: a write that nobody waits for any more is done too."""
 
     def _limit(self, section: BudgetSection) -> Limit:
         pico = None if section.money is None else Money.parse(section.money, self._currency).pico
@@ -56,11 +96,26 @@ class Treasury:
 
     def is_limited(self, scopes: Sequence[str]) -> bool:
         """True when any scope of the chain has a budget: only then is a hold needed."""
-        epoch = self._store.epoch()
-        if epoch != self._epoch:
-            self._scopes = frozenset(row["scope"] for row in self._store.all("budgets"))
-            self._epoch = epoch
-        return any(scope in self._scopes or _template_of(scope, self._templates) for scope in scopes)
+        return bool(self._leases.chain(tuple(scopes), ledger.now_us()).blocks)
+
+    # ── holding ──
+
+    def try_reserve(self, step: str, scopes: Sequence[str], call: ModelCall, price: Price | None) -> Hold | None:
+        """Hold the upper bound of `call` on the whole chain in memory, at once; None where a block does not carry it,
+        and nothing is held then: `reserve` it. Not for calls that need an intent.
+
+        It reads no switch. The caller has looked at the store's own rows (`Switches.check`) and looks again right
+        before the call leaves, with no await between: so what is held in memory never outlives a switch.
+        """
+        chain = self._leases.chain(scopes := tuple(scopes), ledger.now_us())
+        if not chain.blocks or pricing.unbounded_part(call) is not None:
+            return None
+        bound = pricing.upper_bound(call, price)
+        shares = self._leases.take(scopes, chain, bound)
+        if shares is None:
+            return None
+        hold = self._in_memory[step] = Hold(step, bound, call.max_tokens, shares)
+        return hold
 
     async def reserve(
         self,
@@ -77,97 +132,85 @@ class Treasury:
 
         `may_shrink`: the caller named no `max_tokens`, so it is lowered to what the budgets can pay. `entry` is what
         the ledger says if this process dies before settling; `intent`, where given, is appended in the same
-        transaction.
+        transaction. Before it is refused or shortened, money that lies unused in blocks comes back: this process's own
+        at once, that of others as soon as they have answered.
 
         Raises:
             BudgetExceeded: a budget cannot hold it; nothing is held.
             SwitchTripped: a switch of the chain is tripped; nothing is held.
         """
-
-        def work(tx: Transaction) -> Hold | Refused:
-            tripped = tripped_in(tx, scopes)
-            if tripped is not None:
-                return tripped
-            accounts = self.accounts(tx, scopes)
-            unbounded = pricing.unbounded_part(call) if accounts else None
-            if unbounded is not None:
-                return BadRequest(
-                    f"the cost of {unbounded} cannot be bounded, and a budget is set: send it in the request itself"
-                )
-            tokens = call.max_tokens
-            if may_shrink and accounts:
-                pico_left, tokens_left = budgets.left(accounts)
-                tokens = max(1, pricing.affordable_tokens(call, price, pico=pico_left, tokens=tokens_left))
-            bound = pricing.upper_bound(dataclasses.replace(call, max_tokens=tokens), price)
-            short = budgets.first_short(accounts, pico=bound.pico or 0, tokens=bound.tokens)
-            if short is not None:
-                return self._exceeded(*short, bound)
-            for account in accounts:
-                tx.run("hold", scope=account.scope, window=account.window, pico=bound.pico or 0, tokens=bound.tokens)
-            windows = orjson.dumps([[account.scope, account.window] for account in accounts]).decode()
-            written = tokens * pricing.choices(call.extras)
-            in_doubt = {"input_tokens": bound.tokens - written, "output_tokens": written, "estimated": 1}
-            tx.run(
-                "add_reservation",
-                step=step,
-                owner=self._owner,
-                pico=bound.pico or 0,
-                tokens=bound.tokens,
-                windows=windows,
-                entry=orjson.dumps({**entry, **in_doubt}).decode(),
-            )
-            if intent is not None:
-                ledger.append(tx, intent)
-            return Hold(step, bound, tokens)
-
-        answer = await self._store.write(work)
+        ask = _Ask(step, tuple(scopes), call, price, may_shrink, entry, intent)
+        self._in_store.add(step)
+        answer = await self._store.write(partial(self._hold, ask=ask, is_first=True, is_last=False))
+        deadline = time.monotonic() + PATIENCE_S
+        while isinstance(answer, _Parked):
+            is_ours = self._leases.pause(answer.windows)
+            if answer.is_asked or is_ours:
+                await asyncio.sleep(POLL_S / 4)
+            if answer.is_asked:
+                await self.recover()  # the dead answer nobody
+            is_last = not (answer.is_asked or is_ours) or time.monotonic() > deadline
+            answer = await self._store.write(partial(self._hold, ask=ask, is_first=False, is_last=is_last))
         if isinstance(answer, Refused):
             raise answer
+        if intent is None:
+            self._leases.ask_ahead(ask.scopes, self._leases.chain(ask.scopes, ledger.now_us()), answer.bound)
         return answer
 
-    def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
-        """The chain's budgets in their current windows, widest first; windows are opened as needed."""
-        now_us = ledger.now_us()
-        found = []
-        for scope in scopes:
-            for window, limit in self._limits(tx, scope, now_us).items():
-                spent = tx.one("spending", scope=scope, window=window)
-                if spent is None:
-                    self._open_window(tx, scope, limit.period, now_us)
-                    spent = tx.one("spending", scope=scope, window=window)
-                    assert spent is not None
-                found.append(Account(scope, window, limit.pico, limit.tokens, **spent))
-        return found
-
-    def _limits(self, tx: Transaction, scope: str, now_us: int) -> dict[str, Limit]:
-        """What was set for this scope and what the configuration sets for each of its kind, by window. Where both limit
-        the same window the tighter one holds: a run's own budget never lifts the operator's."""
-        row = tx.one("budget", scope=scope)
-        own = Limit(row["period"], row["pico"], row["tokens"]) if row else None
-        found: dict[str, Limit] = {}
-        for limit in (own, self._template(scope)):
-            if limit is not None:
-                window = budgets.window(limit.period, now_us)
-                found[window] = _tighter(found.get(window, limit), limit)
-        return found
-
-    def _template(self, scope: str) -> Limit | None:
-        name = _template_of(scope, self._templates)
-        return self._templates[name] if name else None
-
-    def _open_window(self, tx: Transaction, scope: str, period: str, now_us: int) -> None:
-        """A window starts with what the ledger says was spent in it before the budget was set."""
-        _write_sums(tx)  # what steps of this very group have spent is among it
-        spent = _spent(tx, scope, budgets.first_day(period, now_us))
-        assert spent is not None
-        tx.cache.pop("windows", None)
+    def _hold(self, tx: Transaction, *, ask: _Ask, is_first: bool, is_last: bool) -> Hold | Refused | _Parked:
+        tripped = tripped_in(tx, ask.scopes)
+        if tripped is not None:
+            return tripped
+        chain = self._limits.accounts(tx, ask.scopes)
+        unbounded = pricing.unbounded_part(ask.call) if chain else None
+        if unbounded is not None:
+            return BadRequest(
+                f"the cost of {unbounded} cannot be bounded, and a budget is set: send it in the request itself"
+            )
+        full = pricing.upper_bound(ask.call, ask.price)
+        short = [account for account in chain if _is_short(account, full)]
+        parked = self._parked(tx, short, is_first=is_first) if short and not is_last else None
+        if parked is not None:
+            return parked
+        tokens, bound = ask.call.max_tokens, full
+        if ask.may_shrink and short:
+            pico_left, tokens_left = budgets.left(chain)
+            tokens = max(1, pricing.affordable_tokens(ask.call, ask.price, pico=pico_left, tokens=tokens_left))
+            bound = pricing.upper_bound(dataclasses.replace(ask.call, max_tokens=tokens), ask.price)
+        refused = budgets.first_short(chain, pico=bound.pico or 0, tokens=bound.tokens)
+        if refused is not None:
+            return self._exceeded(*refused, bound)
+        for account in chain:
+            Books.of(tx).hold(account.scope, account.window, pico=bound.pico or 0, tokens=bound.tokens)
+        written = tokens * pricing.choices(ask.call.extras)
+        in_doubt = {"input_tokens": bound.tokens - written, "output_tokens": written, "estimated": 1}
         tx.run(
-            "begin_spending",
-            scope=scope,
-            window=budgets.window(period, now_us),
-            pico=spent["pico"],
-            tokens=spent["tokens"],
+            "add_reservation",
+            step=ask.step,
+            owner=self._owner,
+            pico=bound.pico or 0,
+            tokens=bound.tokens,
+            windows=orjson.dumps([[account.scope, account.window] for account in chain]).decode(),
+            entry=orjson.dumps({**ask.entry, **in_doubt, "is_priced": bound.pico is not None}).decode(),
         )
+        if ask.intent is not None:
+            ledger.append(tx, ask.intent)
+        return Hold(ask.step, bound, tokens)
+
+    def _parked(self, tx: Transaction, short: Sequence[Account], *, is_first: bool) -> _Parked | None:
+        """Is some of what is missing in blocks? The first time, the processes that have them are asked."""
+        windows, is_asked = [], False
+        for account in short:
+            name = {"scope": account.scope, "window": account.window}
+            leased = tx.one("leased", **name)
+            assert leased is not None
+            if not (leased["pico"] or leased["tokens"]):
+                continue
+            windows.append((account.scope, account.window))
+            if is_first:
+                tx.run("want_leases", owner=self._owner, **name)
+            is_asked = is_asked or tx.one("unanswered", owner=self._owner, **name) is not None
+        return _Parked(windows, is_asked) if windows else None
 
     def _exceeded(self, account: Account, dimension: str, bound: Bound) -> BudgetExceeded:
         if dimension == "tokens":
@@ -178,10 +221,51 @@ class Treasury:
             texts = [str(Money(value, self._currency)) for value in amounts]
         return BudgetExceeded(account.scope, limit=texts[0], spent=texts[1], held=texts[2], asked=texts[3])
 
+    # ── ending a hold ──
+
+    def ending(self, step: str, scopes: Sequence[str], *, pico: int, tokens: int) -> Callable[[Transaction], None]:
+        """End the hold of `step`, wherever it lies, with what was spent. What the answer does must be committed with
+        the step's record. What an in-memory hold did not use is free again already now: call this once for a step."""
+        if step in self._in_store:
+            self._in_store.discard(step)
+            return partial(settle, step=step, scopes=scopes, pico=pico, tokens=tokens)
+        hold = self._in_memory.pop(step, None)
+        ended = [] if hold is None else self._leases.end(hold.shares, pico=pico, tokens=tokens)
+        return partial(self._leases.settle_in, ended=ended, scopes=scopes, pico=pico, tokens=tokens)
+
+    def release(self, step: str, scopes: Sequence[str]) -> None:
+        """End the hold of a step that never left the house. One that lay in memory needs no write, as a rule."""
+        if step in self._in_store:
+            self._store.submit(self.ending(step, scopes, pico=0, tokens=0)).add_done_callback(_notice)
+        elif step in self._in_memory:
+            self._leases.put_back(self._in_memory.pop(step).shares)
+
+    async def give_back(self) -> None:
+        """Give back what is free of this process's blocks, and wait until the store has it."""
+        await self._leases.give_all_back()
+
+    async def aclose(self) -> None:
+        """Take no more blocks, and give back what is free of those there are."""
+        await self._leases.aclose()
+
+    # ── budgets ──
+
+    def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
+        """The chain's budgets in their current windows, widest first; windows are opened as needed."""
+        return self._limits.accounts(tx, scopes)
+
     async def all_accounts(self) -> list[Account]:
-        """Every budget that was set, in its current window."""
-        scopes = [row["scope"] for row in self._store.all("budgets")]
-        return await self._store.write(lambda tx: self.accounts(tx, scopes))
+        """Every budget that was set, in its current window, with what of its held part lies in blocks."""
+
+        def work(tx: Transaction) -> list[Account]:
+            found = []
+            for account in self.accounts(tx, [row["scope"] for row in tx.all("budgets")]):
+                leased = tx.one("leased", scope=account.scope, window=account.window)
+                assert leased is not None
+                found.append(dataclasses.replace(account, leased_pico=leased["pico"], leased_tokens=leased["tokens"]))
+            return found
+
+        return await self._store.write(work)
 
     async def set_budget(
         self, scope: str, *, period: str, pico: int | None, tokens: int | None, actor: str, source: str = "command"
@@ -192,54 +276,29 @@ class Treasury:
             now_us = ledger.now_us()
             tx.run("set_budget", scope=scope, period=period, pico=pico, tokens=tokens, source=source, since=now_us)
             amount = None if pico is None else decimal_string(pico)
-            ledger.append(
-                tx,
-                {
-                    "v": 1,
-                    "kind": "budget",
-                    "scope": scope,
-                    "period": period,
-                    "money": amount,
-                    "tokens": tokens,
-                    "actor": actor,
-                    "at_us": now_us,
-                    "run": scope.removeprefix("run:") if scope.startswith("run:") else None,
-                },
-            )
+            _changed(tx, scope, now_us, {"period": period, "money": amount, "tokens": tokens, "actor": actor})
 
         await self._store.write(work)
 
-    async def recover(self, is_alive: Callable[[str], bool]) -> int:
-        """Settle the holds of dead processes at their bound, as in doubt; their number."""
-        dead = [row["owner"] for row in self._store.all("owners") if not is_alive(row["owner"])]
-        if not dead:
-            return 0
+    async def lift_budget_of_file(self, scope: str) -> None:
+        """A budget is no longer in the configuration file: lift it, unless a command has set another since."""
 
-        def work(tx: Transaction) -> int:
-            rows = [row for row in tx.all("reservations") if row["owner"] in dead]
-            for row in rows:
-                fields = orjson.loads(row["entry"])
-                fields |= {
-                    "status": Status.IN_DOUBT,
-                    "cost_pico": leaf_amount(row["pico"]),
-                    "at_us": ledger.now_us(),
-                }
-                settle(tx, row["step"], _scopes_of(fields), pico=row["pico"], tokens=row["tokens"])
-                ledger.append(tx, fields)
-                count(tx, fields, pico=row["pico"])
-            return len(rows)
+        def work(tx: Transaction) -> None:
+            row = tx.one("budget", scope=scope)
+            if row is not None and row["source"] == "file":
+                tx.run("remove_budget", scope=scope)
+                _changed(tx, scope, ledger.now_us(), {"period": row["period"], "actor": "file"})
 
-        return await self._store.write(work)
+        await self._store.write(work)
 
-
-def _tighter(one: Limit, other: Limit) -> Limit:
-    picos = [limit.pico for limit in (one, other) if limit.pico is not None]
-    tokens = [limit.tokens for limit in (one, other) if limit.tokens is not None]
-    return Limit(one.period, min(picos, default=None), min(tokens, default=None))
+    async def recover(self) -> int:
+        """Settle the holds and blocks of dead processes whole, as in doubt; their number."""
+        dead = {row["owner"] for row in self._store.all("owners") if not self._is_alive(row["owner"])}
+        return await self._store.write(partial(_settle_dead, dead=dead)) if dead else 0
 
 
 def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, tokens: int) -> None:
-    """End the hold of `step`, where one was taken, with what was spent.
+    """End the hold of `step` in the store, where one was taken, with what was spent.
 
     A budget that was set, or got another period, while the step ran holds nothing for it; what the step spent counts
     there all the same.
@@ -247,31 +306,48 @@ def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, toke
     row = tx.one("end_reservation", step=step)
     held = orjson.loads(row["windows"]) if row else []
     if pico or tokens:
-        _spend_late(tx, scopes, {(scope, len(window)) for scope, window in held}, pico=pico, tokens=tokens)
+        accounts.spend_late(tx, scopes, {(scope, len(window)) for scope, window in held}, pico=pico, tokens=tokens)
+    books = Books.of(tx)
     for scope, window in held:
         assert row is not None
-        tx.run(
-            "settle",
-            scope=scope,
-            window=window,
-            held_pico=row["pico"],
-            held_tokens=row["tokens"],
-            pico=pico,
-            tokens=tokens,
-        )
+        books.hold(scope, window, pico=-row["pico"], tokens=-row["tokens"])
+        books.spend(scope, window, pico=pico, tokens=tokens)
 
 
-def _spend_late(tx: Transaction, scopes: Sequence[str], held: set[tuple[str, int]], *, pico: int, tokens: int) -> None:
-    """Charge the current windows of the chain in which the step holds nothing. A window's length tells its period."""
-    windows = tx.cache.get("windows")
-    if windows is None:
-        now_us = ledger.now_us()
-        windows = {budgets.window(period, now_us) for period in ("day", "month", "total")}
-        tx.cache["windows"] = windows = windows if tx.one("any_spending") else set()
-    for row in tx.all("windows", scopes=orjson.dumps(list(scopes)).decode()) if windows else ():
-        scope, window = row["scope"], row["window"]
-        if window in windows and (scope, len(window)) not in held:
-            tx.run("settle", scope=scope, window=window, held_pico=0, held_tokens=0, pico=pico, tokens=tokens)
+def _settle_dead(tx: Transaction, *, dead: set[str]) -> int:
+    holds = [row for row in tx.all("reservations") if row["owner"] in dead]
+    for row in holds:
+        fields = orjson.loads(row["entry"])
+        is_priced = fields.pop("is_priced", True)
+        fields |= {"status": Status.IN_DOUBT, "at_us": ledger.now_us()}
+        fields["cost_pico"] = leaf_amount(row["pico"]) if is_priced else None
+        settle(tx, row["step"], _scopes_of(fields), pico=row["pico"], tokens=row["tokens"])
+        ledger.append(tx, fields)
+        count(tx, fields, pico=row["pico"])
+    blocks: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for row in tx.all("leases"):
+        if row["owner"] in dead:
+            blocks.setdefault((row["owner"], row["scope"]), {})[row["window"]] = (row["pico"], row["tokens"])
+    for (owner, scope), windows in blocks.items():
+        accounts.doubt(tx, owner, scope, windows)
+        for window, (pico, tokens) in windows.items():
+            entry = {"v": 1, "kind": "lease", "status": Status.IN_DOUBT, "scope": scope, "window": window}
+            entry |= {"amount_pico": leaf_amount(pico), "tokens": tokens, "at_us": ledger.now_us()}
+            ledger.append(tx, entry | _run_of(scope))
+    return len(holds) + sum(map(len, blocks.values()))
+
+
+def _changed(tx: Transaction, scope: str, now_us: int, fields: Mapping[str, object]) -> None:
+    """A limit is another one from this commit on."""
+    ledger.append(tx, {"v": 1, "kind": "budget", "scope": scope, **fields, "at_us": now_us, **_run_of(scope)})
+
+
+def _run_of(scope: str) -> dict[str, str]:
+    return {"run": scope.removeprefix("run:")} if scope.startswith("run:") else {}
+
+
+def _is_short(account: Account, bound: Bound) -> bool:
+    return budgets.first_short([account], pico=bound.pico or 0, tokens=bound.tokens) is not None
 
 
 def _scopes_of(fields: Mapping[str, object]) -> tuple[str, ...]:
@@ -280,79 +356,7 @@ def _scopes_of(fields: Mapping[str, object]) -> tuple[str, ...]:
     return Origin(tenant, workflow=workflow, run=run, key=key).scopes()
 
 
-def count(tx: Transaction, fields: Mapping[str, object], *, pico: int) -> None:
-    """Advance the roll-ups by one step's entry; a group's steps are added up first and written once."""
-    day = budgets.window("day", _whole(fields["at_us"]))
-    status = fields["status"]
-    figures = (
-        int(status not in (Status.REUSED, Status.UNREACHED)),
-        int(status == Status.REUSED),
-        int(status == Status.REFUSED),
-        int(status in (Status.FAILED, Status.KILLED, Status.CANCELLED, Status.IN_DOUBT)),
-        _whole(fields.get("input_tokens")) if status != Status.REUSED else 0,
-        _whole(fields.get("output_tokens")) if status != Status.REUSED else 0,
-        pico,
-        _whole(fields.get("total_us")),
-    )
-    name = {
-        part: str(fields.get(part) or "")
-        for part in ("tenant", "api_key", "workflow", "agent", "lane", "upstream", "model")
-    }
-    _add(tx, ("add_to_day", ("day", day), *name.items()), figures)
-    if fields.get("run"):
-        _add(tx, ("add_to_run", ("run", str(fields["run"])), ("agent", name["agent"])), figures)
-
-
-_FIGURES = ("calls", "reused", "refused", "failed", "input_tokens", "output_tokens", "cost_pico", "total_us")
-
-
-def _add(tx: Transaction, key: tuple[object, ...], figures: tuple[int, ...]) -> None:
-    sums: dict[tuple[object, ...], tuple[int, ...]] | None = tx.cache.get("sums")
-    if sums is None:
-        sums = tx.cache["sums"] = {}
-        tx.before_commit(lambda: _write_sums(tx))
-    before = sums.get(key)
-    sums[key] = figures if before is None else tuple(a + b for a, b in zip(before, figures, strict=True))
-
-
-def _write_sums(tx: Transaction) -> None:
-    sums = tx.cache.get("sums", {})
-    for (query, *names), figures in sums.items():
-        tx.run(query, **dict(names), **dict(zip(_FIGURES, figures, strict=True)))
-    sums.clear()
-
-
-def leaf_amount(pico: int) -> int | str:
-    """Picounits as a leaf holds them: an integer below 2⁵³, else a decimal string of the same integer."""
-    return pico if pico < 2**53 else str(pico)
-
-
-def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | str) else 0
-
-
-def _template_of(scope: str, templates: Mapping[str, Limit]) -> str | None:
-    """Which configured budget covers this scope: its own name, `run` and `item` for each of them, `workflow:NAME` for
-    every tenant's."""
-    kind, _, rest = scope.partition(":")
-    wide = {"run": "run", "item": "item", "workflow": f"workflow:{rest.partition('/')[2]}"}.get(kind, scope)
-    return next((name for name in (scope, wide) if name in templates), None)
-
-
-def _spent(tx: Transaction, scope: str, since_day: str) -> Row | None:
-    """What the roll-ups and the ledger say a scope spent since a day (all of it for runs and items)."""
-    kind, _, rest = scope.partition(":")
-    tenant, _, name = rest.partition("/")
-    match kind:
-        case "run":
-            return tx.one("spent_by_run", run=rest)
-        case "item":
-            ledger.flush(tx)
-            return tx.one("spent_by_item", run=tenant, item=name)
-        case "tenant":
-            return tx.one("spent_since", since=since_day, tenant=rest, api_key=None, workflow=None)
-        case "key":
-            return tx.one("spent_since", since=since_day, tenant=tenant, api_key=name, workflow=None)
-        case "workflow":
-            return tx.one("spent_since", since=since_day, tenant=tenant, api_key=None, workflow=name)
-    return tx.one("spent_since", since=since_day, tenant=None, api_key=None, workflow=None)
+def _notice(ended: asyncio.Future[None]) -> None:
+    """Nobody waits for it: mark its error as seen. The hold then stays until the next opening, in doubt."""
+    if not ended.cancelled():
+        ended.exception()

@@ -18,6 +18,9 @@ class Account:
     held_pico: int = 0
     spent_tokens: int = 0
     held_tokens: int = 0
+    leased_pico: int = 0
+    """What of the held part lies in blocks of processes; known only where it was asked for."""
+    leased_tokens: int = 0
 
     def left_pico(self) -> int | None:
         """What can still be held, never below 0."""
@@ -68,3 +71,22 @@ def first_day(period: str, now_us: int) -> str:
             return day[:8] + "01"
         case _:
             return ""
+
+
+SHARE = 100
+"""A block's free part is at most this part of what its budget has left: 1 %. It is booked whole after a crash."""
+
+
+def block_size(left: int | None, *, wanted: int, smallest: int) -> int | None:
+    """How much a process may keep at hand of a budget that has `left` (what is at hand already counted in): what it
+    `wanted`, at most 1 %, and nothing where that carries not even the `smallest` call. None where nothing limits."""
+    if left is None:
+        return None
+    most = left // SHARE
+    return min(wanted, most) if most >= smallest else 0
+
+
+def next_day_us(now_us: int) -> int:
+    """When the next day begins in UTC: no window changes before it."""
+    day_us = 86_400_000_000
+    return (now_us // day_us + 1) * day_us

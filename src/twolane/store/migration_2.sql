@@ -17,3 +17,28 @@ CREATE TRIGGER api_key_delete_epoch AFTER DELETE ON api_key BEGIN UPDATE epoch S
 CREATE TRIGGER budget_insert_epoch AFTER INSERT ON budget BEGIN UPDATE epoch SET n = n + 1; END;
 CREATE TRIGGER budget_update_epoch AFTER UPDATE ON budget BEGIN UPDATE epoch SET n = n + 1; END;
 CREATE TRIGGER budget_delete_epoch AFTER DELETE ON budget BEGIN UPDATE epoch SET n = n + 1; END;
+
+-- ── Leases of money ───────────────────────────────────────────────────────────────────────────────────────────────
+-- What of `spending.held_*` lies in a process's hands as a block: money it may still reserve in memory, money it has
+-- reserved there, and money spent whose record is on its way. A row goes when it is empty; one whose owner is dead is
+-- settled whole, as in doubt.
+CREATE TABLE lease (
+  scope  TEXT NOT NULL,
+  window TEXT NOT NULL,
+  owner  TEXT NOT NULL,                                                  -- the process that holds it
+  pico   INTEGER NOT NULL CHECK (pico >= 0),
+  tokens INTEGER NOT NULL CHECK (tokens >= 0),
+  wanted INTEGER NOT NULL DEFAULT 0,                                     -- 1: somebody was refused; give back what is free
+  PRIMARY KEY (scope, window, owner)
+) WITHOUT ROWID;
+CREATE INDEX lease_by_owner ON lease (owner);
+
+-- Blocks that were settled in doubt: spent on their budget, and known to no step.
+CREATE TABLE doubt (
+  scope  TEXT NOT NULL,
+  window TEXT NOT NULL,
+  day    TEXT NOT NULL,
+  pico   INTEGER NOT NULL,
+  tokens INTEGER NOT NULL,
+  PRIMARY KEY (scope, window, day)
+) WITHOUT ROWID;

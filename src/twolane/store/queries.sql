@@ -139,16 +139,11 @@ SELECT scope, window FROM spending WHERE scope IN (SELECT value FROM json_each(:
 INSERT INTO spending (scope, window, spent_pico, spent_tokens) VALUES (:scope, :window, :pico, :tokens)
 ON CONFLICT (scope, window) DO NOTHING;
 
--- name: hold
--- Hold an upper bound.
-UPDATE spending SET held_pico = held_pico + :pico, held_tokens = held_tokens + :tokens
-WHERE scope = :scope AND window = :window;
-
--- name: settle
--- End a hold with what was really spent.
+-- name: change_spending
+-- Add what a group of works has held, let go and spent.
 UPDATE spending
-SET held_pico = held_pico - :held_pico, held_tokens = held_tokens - :held_tokens,
-    spent_pico = spent_pico + :pico, spent_tokens = spent_tokens + :tokens
+SET spent_pico = spent_pico + :spent_pico, held_pico = held_pico + :held_pico,
+    spent_tokens = spent_tokens + :spent_tokens, held_tokens = held_tokens + :held_tokens
 WHERE scope = :scope AND window = :window;
 
 -- name: add_reservation
@@ -166,7 +161,77 @@ SELECT step, owner, pico, tokens, windows, entry FROM reservation ORDER BY step;
 
 -- name: owners
 -- Processes that hold something.
-SELECT DISTINCT owner FROM reservation;
+SELECT owner FROM reservation UNION SELECT owner FROM lease;
+
+-- name: remove_budget
+-- Lift a scope's limit.
+DELETE FROM budget WHERE scope = :scope;
+
+-- name: forget_meta
+-- Forget what was kept under a name.
+DELETE FROM meta WHERE name = :name;
+
+-- name: all_spending
+-- Every window of every budget.
+SELECT scope, window, spent_pico, held_pico, spent_tokens, held_tokens FROM spending ORDER BY scope, window;
+
+-- ── Leases of money ──
+
+-- name: lease
+-- A process's block of a window.
+SELECT pico, tokens FROM lease WHERE scope = :scope AND window = :window AND owner = :owner;
+
+-- name: leases
+-- Every block.
+SELECT scope, window, owner, pico, tokens, wanted FROM lease ORDER BY scope, window, owner;
+
+-- name: leased
+-- What lies in blocks of a window, in every process.
+SELECT coalesce(sum(pico), 0) AS pico, coalesce(sum(tokens), 0) AS tokens FROM lease
+WHERE scope = :scope AND window = :window;
+
+-- name: add_lease
+-- A new block.
+INSERT INTO lease (scope, window, owner, pico, tokens) VALUES (:scope, :window, :owner, :pico, :tokens);
+
+-- name: set_lease
+-- What a block came to.
+UPDATE lease SET pico = :pico, tokens = :tokens WHERE scope = :scope AND window = :window AND owner = :owner;
+
+-- name: end_lease
+-- An empty block goes.
+DELETE FROM lease WHERE scope = :scope AND window = :window AND owner = :owner;
+
+-- name: want_leases
+-- Ask the other processes for what is free of their blocks.
+UPDATE lease SET wanted = 1 WHERE scope = :scope AND window = :window AND owner <> :owner AND wanted = 0;
+
+-- name: wanted_leases
+-- A process's blocks that somebody asks for.
+SELECT scope, window FROM lease WHERE owner = :owner AND wanted = 1;
+
+-- name: unanswered
+-- Has everybody who was asked given back what was free?
+SELECT 1 FROM lease WHERE scope = :scope AND window = :window AND owner <> :owner AND wanted = 1 LIMIT 1;
+
+-- name: answer_wanted
+-- All that was free of a block is given back.
+UPDATE lease SET wanted = 0 WHERE scope = :scope AND window = :window AND owner = :owner;
+
+-- name: add_doubt
+-- A block settled whole after a crash.
+INSERT INTO doubt (scope, window, day, pico, tokens) VALUES (:scope, :window, :day, :pico, :tokens)
+ON CONFLICT (scope, window, day) DO UPDATE SET pico = pico + excluded.pico, tokens = tokens + excluded.tokens;
+
+-- name: doubt
+-- What of a window's spending is in doubt and known to no step.
+SELECT coalesce(sum(pico), 0) AS pico, coalesce(sum(tokens), 0) AS tokens FROM doubt
+WHERE scope = :scope AND window = :window;
+
+-- name: doubt_since
+-- The same since a day, for a window that is opened later: the most that any window of the scope has.
+SELECT coalesce(max(pico), 0) AS pico, coalesce(max(tokens), 0) AS tokens
+FROM (SELECT sum(pico) AS pico, sum(tokens) AS tokens FROM doubt WHERE scope = :scope AND day >= :since GROUP BY window);
 
 -- name: add_to_day
 -- Count a step in its day.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twolane.rules.budgets import Account, first_day, first_short, left, window
+from twolane.rules.budgets import Account, block_size, first_day, first_short, left, next_day_us, window
 
 limits = st.none() | st.integers(0, 100)
 accounts = st.lists(
@@ -82,3 +82,31 @@ def test_a_window_holds_its_instant(now_us: int) -> None:
 def test_a_window_ends_with_the_last_microsecond_in_utc(period: str, before: str, after: str) -> None:
     midnight = (datetime(2026, 12, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
     assert (window(period, midnight - 1), window(period, midnight)) == (before, after)
+
+
+amounts = st.integers(0, 10**9)
+
+
+@given(amounts, amounts, amounts)
+def test_a_block_is_what_is_wanted_but_at_most_a_hundredth_and_never_too_small_for_a_call(
+    remaining: int, wanted: int, smallest: int
+) -> None:
+    size = block_size(remaining, wanted=wanted, smallest=smallest)
+    assert size is not None
+    assert 0 <= size * 100 <= remaining
+    assert size == 0 or size <= wanted
+    if wanted >= smallest:
+        assert size == 0 or size >= smallest
+        assert size > 0 or remaining < 100 * smallest or not (wanted and remaining >= 100)
+
+
+def test_where_nothing_limits_no_block_is_needed() -> None:
+    assert block_size(None, wanted=5, smallest=1) is None
+
+
+@given(st.integers(0, 4 * 10**15))
+def test_no_window_changes_before_the_next_day(now_us: int) -> None:
+    end = next_day_us(now_us)
+    assert now_us < end <= now_us + 86_400_000_000
+    assert window("day", now_us) == window("day", end - 1) != window("day", end)
+    assert window("month", now_us) == window("month", end - 1)
