@@ -149,8 +149,8 @@ def _medians(rounds: list[Facts], direct: list[Facts], name: str) -> Facts:
 def ttft(plan: Plan) -> Facts:
     """50 paced streams."""
     return side_by_side(
-        plan, PACED, streams=plan.pick(50, 50, 20), tokens=64, stagger=1.3,
-        seconds=plan.pick(8, 4, 1.5), rounds=plan.pick(5, 2, 1),
+        plan, PACED, streams=plan.pick(50, 50, 20), tokens=64, stagger=plan.pick(1.3, 1.3, 0.3),
+        seconds=plan.pick(8, 4, 0.3), rounds=plan.pick(5, 2, 1),
     )  # fmt: skip
 
 
@@ -181,7 +181,8 @@ def thousand(plan: Plan) -> Facts:
     """Every stream is open at once, twice over: paced as a slow model (5 tokens a second each), then as a fast one (50
     a second each, more than the machine can carry: late, but without an error)."""
     streams, facts = plan.pick(1000, 1000, 200), {}
-    for name, model, tokens, over_s in (("slow", "mock-t50-i200-n32", 32, 5.0), ("fast", PACED, 64, 1.0)):
+    kinds = (("slow", "mock-t50-i200-n32", 32, 5.0), ("fast", PACED, 64, 1.0))
+    for name, model, tokens, over_s in plan.pick(kinds, kinds, kinds[1:]):
         with Stage(plan.kit) as scene:
             upstream = scene.mock()
             gateway = scene.gateway(upstream, model, online=2 * streams)
@@ -223,7 +224,7 @@ async def _all_at_once(target: Target, streams: int, times: int, over_s: float) 
 
 def memory(plan: Plan) -> Facts:
     """Resident memory while requests go by. Flat: the second half grows by less than 5 % of it in 100,000 requests."""
-    total, step = plan.pick(100_000, 20_000, 1_500), plan.pick(5_000, 1_000, 250)
+    total, step = plan.pick(100_000, 20_000, 1_000), plan.pick(5_000, 1_000, 200)
     with Stage(plan.kit) as scene:
         gateway = scene.gateway(scene.mock(), "mock-z-n20", online=100)
         target, samples = Target(gateway.url, ROUTE, gateway.key), [(0, stage.resident_mb(gateway.pid))]
@@ -277,8 +278,12 @@ def cancel(plan: Plan) -> Facts:
     }
     facts: Facts = {}
     for moment, (model, is_streamed, after) in moments.items():
+        if plan.effort == "slice" and moment == "after three tokens":
+            continue
         say(f"{clients} clients hang up {moment}")
         facts[moment] = _hang_up(plan, model, clients, is_streamed=is_streamed, after=after)
+    if plan.effort == "slice":
+        return {"clients": clients, "moments": facts}
     say(f"{clients} clients hang up while they wait for one of {clients // 5} slots")
     facts["in line"] = _hang_up(plan, "mock-t5000-i20-n64", clients, slots=clients // 5)
     return {"clients": clients, "moments": facts}
@@ -378,7 +383,8 @@ def isolation(plan: Plan) -> Facts:
     }
     if plan.lends:
         facts["variants"]["lend"] = _lanes(plan, (f"lend = {LANE_SLOTS}", "preempt = true"))
-    facts["variants"]["one line"] = _one_line(plan)
+    if plan.effort != "slice":
+        facts["variants"]["one line"] = _one_line(plan)
     return facts
 
 

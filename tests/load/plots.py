@@ -1,4 +1,5 @@
-"""Draws docs/figures/*.json: one SVG a question, and the tables between the two marks in docs/benchmarks.md.
+"""Draws docs/figures/*.json: one SVG a question, the tables between the two marks in docs/benchmarks.md, and the answer
+between those in docs/buyers.md.
 
     python tests/load/plots.py [FOLDER]
 
@@ -19,7 +20,7 @@ from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "docs" / "figures"
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE, BUYERS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "buyers.md"
 BEGIN, END = "<!-- online figures: made by tests/load/plots.py -->", "<!-- online figures: end -->"
 
 Facts = dict[str, Any]  # Any: JSON
@@ -558,8 +559,8 @@ def _department(figures: Facts) -> str:
     return (
         "### A department at once\n\n![First token and share refused](figures/department.svg)\n\n"
         + table([*head, "longest wait for any word", "errors"], rows)
-        + f"\n{facts['slots']} slots, 1.3 s a generation, `deadline_ms = {facts['deadline_ms']}`. Nobody waits past the "
-        f"deadline (and 0.1 s on the way) is {_judged(longest, facts['deadline_ms'] + 100)}.\n\n"
+        + f"\n{facts['slots']} slots, 1.3 s a generation, `deadline_ms = {facts['deadline_ms']}`. Nobody waits past "
+        f"the deadline (and 0.1 s on the way) is {_judged(longest, facts['deadline_ms'] + 100)}.\n\n"
         "Command: `python tests/load/online.py department`\n"
     )
 
@@ -571,8 +572,8 @@ def section(figures: Facts) -> str:
     head = (
         f"Measured on {conditions[0]['processors']} shared processors, Python {conditions[0]['python']}, "
         + (f"nginx {conditions[0]['nginx']} with one worker" if conditions[0]["nginx"] else "without nginx")
-        + ".\nThe load client and the mock upstream run on the same processors. Keys, routing, budgets on tenant and key, "
-        "record, switches\nand durable acknowledgement are on in every one.\n"
+        + ".\nThe load client and the mock upstream run on the same processors. Keys, routing, budgets on tenant and "
+        "key, record, switches\nand durable acknowledgement are on in every one.\n"
     )
     if quick:
         head += f"\nOnly a quick look, not for the record: {', '.join(quick)}.\n"
@@ -593,15 +594,55 @@ def load(folder: Path) -> Facts:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def with_section(page: str, figures: Facts) -> str:
-    """A page with what is between its marks made new."""
+def answer(figures: Facts) -> str:
+    """The figures behind the buyers' first question, one line each."""
+    lines = []
+    if "department" in figures:
+        facts = figures["department"]
+        longest = max(crowd["longest_without_a_word_ms"] or 0 for crowd in facts["users"].values())
+        lines.append(f"- On {facts['slots']} slots, with `deadline_ms = {facts['deadline_ms']}`, at the same instant:")
+        for users, crowd in facts["users"].items():
+            lines.append(
+                f"  - {users} users: {1 - crowd['share_refused']:.0%} admitted, their first token after "
+                f"{_spread(crowd['admitted_ttft_ms'])} (p50 / p99); the others refused, with when to try again"
+            )
+        lines.append(f"  - nobody waited longer than {milliseconds(longest)} for a word")
+    if "isolation" in figures:
+        variants = figures["isolation"]["variants"]
+        lanes, line = variants["lanes"], variants.get("one line")
+        lines.append(
+            f"- Beside a batch run with {lanes['batch']['calls_waiting']:,} calls waiting for the same upstream, the p99 "
+            f"of the first token is {lanes['ratio']['p99']:.2f} × what it is\n  alone, while batch keeps "
+            f"{lanes['batch']['slots_busy']:.0%} of its slots busy"
+            + (f"; with batch in one line with people it is {line['ratio']['p99']:.0f} ×." if line else ".")
+        )
+    if "scarcity" in figures:
+        facts = figures["scarcity"]
+        lines.append(
+            f"- At an upstream that takes {facts['requests_per_minute']} requests a minute and is offered three times "
+            f"that, {facts['share_429']:.1%} of what reached it was refused there;\n  accepted requests had their first "
+            f"token after {milliseconds(facts['ttft_ms_accepted']['p50'])} (unloaded: "
+            f"{milliseconds(facts['ttft_ms_unloaded']['p50'])}), refusals came after "
+            f"{milliseconds(facts['refused_after_ms']['p50'])}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def between_marks(page: str, text: str) -> str:
+    """A page with what is between its two marks made new."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{section(figures)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
-def main(folder: Path = FIGURES, page: Path = PAGE) -> None:
-    """Draw every plot there are figures for beside them, and write the tables into the page."""
+def pages(figures: Facts) -> dict[Path, str]:
+    """Every page that tells figures, as it should be."""
+    made = {PAGE: section(figures), BUYERS: answer(figures)}
+    return {page: between_marks(page.read_text(), text) for page, text in made.items()}
+
+
+def main(folder: Path = FIGURES) -> None:
+    """Draw every plot there are figures for beside them; those of the documentation are written into its pages, too."""
     figures = load(folder)
     if not figures:
         sys.exit(f"there are no figures in {folder}: python tests/load/online.py all")
@@ -610,7 +651,8 @@ def main(folder: Path = FIGURES, page: Path = PAGE) -> None:
         if picture is not None:
             (folder / f"{name}.svg").write_text(picture.svg())
     if folder.resolve() == FIGURES:
-        page.write_text(with_section(page.read_text(), figures))
+        for page, text in pages(figures).items():
+            page.write_text(text)
 
 
 if __name__ == "__main__":

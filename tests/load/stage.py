@@ -3,6 +3,7 @@ gateway in a fresh store with all its promises on. Everything started here is st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -51,10 +52,8 @@ class Gateway:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:  # Any: SQLite's values
         """What a question to its store gives, read only."""
-        with sqlite3.connect(f"file:{self.store}?mode=ro", uri=True) as connection:
-            rows = connection.execute(sql).fetchall()
-        connection.close()
-        return rows
+        with contextlib.closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql).fetchall()
 
     def held(self) -> Facts:
         """What is still held: reservations, and money or tokens on any budget."""
