@@ -435,11 +435,12 @@ def _memory(figures: Facts) -> str:
     if facts is None:
         return ""
     slope, errors = facts["slope_second_half_mb_per_100000"], facts["errors"]
+    flat = {True: "flat", False: "not flat", None: "too few to say whether it stays flat"}[facts["is_flat"]]
     return (
         "### Memory\n\n![Resident memory over requests](figures/memory.svg)\n\n"
         f"{facts['start_mb']:.0f} MB at the start, at most {facts['max_mb']:.0f} MB over {facts['requests']:,} "
         f"streamed requests ({errors} errors); ≤ 120 MB is {_judged(facts['max_mb'], 120)}.\n"
-        f"The second half grew by {slope:.1f} MB per 100,000 requests: {'flat' if facts['is_flat'] else 'not flat'}."
+        f"The second half grew by {slope:.1f} MB per 100,000 requests: {flat}."
         "\n\n"
         "Command: `python tests/load/online.py memory`\n"
     )
@@ -611,8 +612,8 @@ def answer(figures: Facts) -> str:
         variants = figures["isolation"]["variants"]
         lanes, line = variants["lanes"], variants.get("one line")
         lines.append(
-            f"- Beside a batch run with {lanes['batch']['calls_waiting']:,} calls waiting for the same upstream, the p99 "
-            f"of the first token is {lanes['ratio']['p99']:.2f} × what it is\n  alone, while batch keeps "
+            f"- Beside a batch run with {lanes['batch']['calls_waiting']:,} calls waiting for the same upstream, the "
+            f"p99 of the first token is {lanes['ratio']['p99']:.2f} × what it is\n  alone, while batch keeps "
             f"{lanes['batch']['slots_busy']:.0%} of its slots busy"
             + (f"; with batch in one line with people it is {line['ratio']['p99']:.0f} ×." if line else ".")
         )
@@ -620,8 +621,8 @@ def answer(figures: Facts) -> str:
         facts = figures["scarcity"]
         lines.append(
             f"- At an upstream that takes {facts['requests_per_minute']} requests a minute and is offered three times "
-            f"that, {facts['share_429']:.1%} of what reached it was refused there;\n  accepted requests had their first "
-            f"token after {milliseconds(facts['ttft_ms_accepted']['p50'])} (unloaded: "
+            f"that, {facts['share_429']:.1%} of what reached it was refused there;\n  accepted requests had their "
+            f"first token after {milliseconds(facts['ttft_ms_accepted']['p50'])} (unloaded: "
             f"{milliseconds(facts['ttft_ms_unloaded']['p50'])}), refusals came after "
             f"{milliseconds(facts['refused_after_ms']['p50'])}."
         )
