@@ -74,9 +74,21 @@ class Plan:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a client's work on the fast loop."""
+    """Run a client's work on the fast loop. SIGTERM cancels it: an exception raised in a callback may be swallowed."""
+
+    async def go() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+        loop.add_signal_handler(signal.SIGTERM, task.cancel, "SIGTERM")
+        try:
+            return await work
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, before)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(go())
 
 
 def say(text: str) -> None:
@@ -770,7 +782,7 @@ def main() -> None:
         hidden.add_argument(option, help=argparse.SUPPRESS)
     hidden.add_argument("--clients", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # everything is stopped then, too
     if asked.name == "crowd":
         return run(crowd(Target(asked.target, ROUTE, asked.key), asked.clients))
     kit = asked.kit.resolve()
@@ -799,4 +811,7 @@ def _write(facts: Facts, out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except asyncio.CancelledError:
+        sys.exit(143)
