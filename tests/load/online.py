@@ -583,10 +583,11 @@ def scarcity(plan: Plan) -> Facts:
     rate = (f"rate = {{ requests_per_minute = {per_minute} }}",)
     with Stage(plan.kit) as scene:
         upstream = scene.mock("--rpm", str(per_minute))
-        gateway = scene.gateway(upstream, PACED, online=50, deadline_ms=deadline_ms, optional=rate)
+        # Lanes share a rate by their slots, and nothing but the online lane is measured here.
+        gateway = scene.gateway(upstream, PACED, online=59, batch=1, deadline_ms=deadline_ms, optional=rate)
         target = Target(gateway.url, ROUTE, gateway.key)
         say(f"unloaded, then {seconds:g} s of {3 * per_minute} requests a minute")
-        calm = run(_one_by_one(target, plan.pick(10, 5, 2), pause_s=60 / per_minute * 1.05))
+        calm = run(_one_by_one(target, plan.pick(10, 5, 2), pause_s=60 / per_minute * 1.5))
         stage.reset(upstream)
         replies, refused_upstream = run(_poisson(target, upstream, 3 * per_minute / 60, seconds))
         told = stage.stats(upstream)
@@ -627,8 +628,8 @@ def scarcity(plan: Plan) -> Facts:
 async def _one_by_one(target: Target, count: int, pause_s: float) -> list[Reply]:
     pool, request, replies = Pool(target), target.request(), []
     for _ in range(count):
+        await asyncio.sleep(pause_s)
         replies.append(await pool.ask(request))
-        await asyncio.sleep(max(0.0, pause_s - replies[-1].total_s))
     pool.close()
     return replies
 
@@ -793,12 +794,16 @@ def main() -> None:
         return _write(measure(asked.name, plan), asked.out)
     from tests.load import plots
 
-    folder = asked.out or plots.FIGURES
+    folder, failed = asked.out or plots.FIGURES, []
     for name in EXPERIMENTS:
         say(name)
-        _write(measure(name, plan), folder / f"{name}.json")
+        try:
+            _write(measure(name, plan), folder / f"{name}.json")
+        except Exception as error:  # noqa: BLE001 - the others take half an hour: they are not lost for one
+            say(f"{name} failed: {error!r}")
+            failed.append(name)
     plots.main(folder)
-    return None
+    return sys.exit(f"to be done again: {', '.join(failed)}") if failed else None
 
 
 def _write(facts: Facts, out: Path | None) -> None:
