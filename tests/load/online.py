@@ -161,7 +161,8 @@ def _medians(rounds: list[Facts], direct: list[Facts], name: str) -> Facts:
 def ttft(plan: Plan) -> Facts:
     """50 paced streams."""
     return side_by_side(
-        plan, PACED, streams=plan.pick(50, 50, 20), tokens=64, stagger=plan.pick(1.3, 1.3, 0.3),
+        plan, plan.pick(PACED, PACED, "mock-t50-i20-n16"), tokens=plan.pick(64, 64, 16),
+        streams=plan.pick(50, 50, 20), stagger=plan.pick(1.3, 1.3, 0.3),
         seconds=plan.pick(8, 4, 0.3), rounds=plan.pick(5, 2, 1),
     )  # fmt: skip
 

@@ -187,7 +187,11 @@ def added_ttft(figures: Facts) -> Picture | None:
     return picture
 
 
-_VARIANTS = {"lanes": "beside batch, in lanes", "lend": "lanes that lend", "one line": "beside batch, one line for all"}
+_VARIANTS = {
+    "lanes": "beside batch, in lanes",
+    "lend": "beside batch, lanes that lend",
+    "one line": "beside batch, one line for all",
+}
 
 
 def isolation(figures: Facts) -> Picture | None:
@@ -245,8 +249,9 @@ def scarcity(figures: Facts) -> Picture | None:
         picture.line(across.start, base, across.end, base)
         picture.text(16, base - 4, label)
         picture.text(across.end + 10, base - 4, f"{sum(values):,}", is_bold=True)
-        limit = up.at(minutes / 60 * width_s)
-        picture.dashed(across.start, limit, across.end, limit)
+        if label == "accepted":
+            limit = up.at(minutes / 60 * width_s)
+            picture.dashed(across.start, limit, across.end, limit)
         for number_, value in enumerate(values):
             left, right = across.at(number_ * width_s) + 1, across.at((number_ + 1) * width_s) - 1
             if value:
