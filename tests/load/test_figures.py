@@ -3,10 +3,13 @@ their conditions, are in docs/benchmarks.md."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from tests.load import figures
+from tests.load import figures, isolation, online, plan, plots, svg
 
 
 def test_the_core_installs_lightly() -> None:
@@ -67,3 +70,133 @@ def test_a_hold_is_taken_in_microseconds_and_the_books_agree() -> None:
     assert held["drift"] == []
     assert held["in_the_store"] <= 300, "the rest was held in memory"
     assert held["in_memory_us"]["p50"] <= 200
+
+
+# ── the online lane: one slice of each experiment of online.py, beside the bench kit ──
+
+
+@pytest.fixture(scope="session")
+def slice_of(shared: Path) -> Callable[[str], dict[str, Any]]:
+    """A short slice of an experiment, by name."""
+    kit = shared / "bench"
+    if not (kit / "mock_upstream.py").is_file():
+        pytest.skip("needs the bench kit in ../shared/bench, which is not part of the repository")
+    return lambda name: online.measure(name, plan.Plan(kit, "slice"))
+
+
+Slice = Callable[[str], dict[str, Any]]  # Any: JSON
+
+
+def test_the_gateway_adds_little_to_the_first_token(slice_of: Slice) -> None:
+    run = slice_of("ttft")
+    gateway = run["targets"]["twolane"]
+    assert gateway["errors"] == 0
+    assert gateway["requests"] >= 10
+    assert gateway["added_ttft_ms"]["p50"] <= 100
+    assert run["notes"] == [] or "nginx" in run["notes"][0]
+
+
+def test_memory_hardly_moves_over_a_thousand_requests(slice_of: Slice) -> None:
+    run = slice_of("memory")
+    assert run["errors"] == 0
+    assert run["max_mb"] <= 120
+    assert run["notes"] == []
+    assert not any(run["held_after"].values())
+
+
+def test_what_a_client_leaves_is_cancelled_upstream_within_a_second(slice_of: Slice) -> None:
+    run = slice_of("cancel")
+    for moment, each in run["moments"].items():
+        assert each["generations"] == each["cancelled_within_1_s"] == run["clients"], moment
+        assert each["tokens_after_hangup"] == 0, moment
+        assert each["nothing_held"], (moment, each["held_after"])
+        assert each["notes"] == [], moment
+
+
+def test_people_online_do_not_wait_for_a_batch_worker_of_another_process(slice_of: Slice) -> None:
+    lanes = slice_of("isolation")["variants"]["lanes"]
+    assert lanes["ttft_ms_beside_batch"]["errors"] == 0
+    assert lanes["ratio"]["p50"] <= 1.5
+    assert lanes["batch"]["most_in_flight"] <= isolation.LANE_SLOTS
+    assert lanes["batch"]["slots_busy"] >= 0.5
+    assert lanes["batch"]["failed"] == 0
+    assert lanes["nothing_held"], lanes["held_after"]
+
+
+def test_a_department_is_answered_or_refused_and_never_left_waiting(slice_of: Slice) -> None:
+    run = slice_of("department")
+    crowd = run["users"]["50"]
+    assert crowd["errors"] == 0
+    assert crowd["admitted_ttft_ms"]["n"] >= run["slots"]
+    assert crowd["refused_after_ms"]["n"] == crowd["refusals_with_retry_after"]
+    assert crowd["longest_without_a_word_ms"] <= run["deadline_ms"] + 2_000
+    assert run["nothing_held"], run["held_after"]
+
+
+@pytest.mark.long
+def test_hundreds_of_streams_end_without_an_error(slice_of: Slice) -> None:
+    run = slice_of("thousand")
+    assert run["fast"]["errors"] == 0
+    assert run["fast"]["most_at_once_upstream"] >= 100
+
+
+@pytest.mark.long
+def test_short_streams_pass_quickly(slice_of: Slice) -> None:
+    run = slice_of("ceiling")
+    assert run["targets"]["twolane"]["errors"] == 0
+    assert run["targets"]["twolane"]["requests_per_second"] >= 100
+
+
+@pytest.mark.long
+def test_a_scarce_upstream_is_not_asked_for_more_than_it_gives(slice_of: Slice) -> None:
+    run = slice_of("scarcity")
+    assert run["errors"] == 0
+    assert run["upstream_429"] == 0, "it takes sixty in a minute, and got fewer"
+    assert run["ttft_ms_accepted"]["n"] >= 1
+    assert run["nothing_held"], run["held_after"]
+
+
+# ── what is drawn and written from the figures ──
+
+
+@pytest.mark.parametrize("page", [plots.PAGE, plots.BUYERS], ids=lambda page: str(page.name))
+def test_a_page_has_one_pair_of_marks_and_keeps_what_is_around_them(page: Path) -> None:
+    text = page.read_text()
+    assert (text.count(plots.BEGIN), text.count(plots.END)) == (1, 1)
+    made = plots.between_marks(text, "new\n")
+    assert made.partition(plots.BEGIN)[0] == text.partition(plots.BEGIN)[0]
+    assert made.partition(plots.END)[2] == text.partition(plots.END)[2]
+    assert plots.between_marks(made, "new\n") == made
+
+
+def test_the_pages_show_the_figures_that_were_measured() -> None:
+    figures = plots.load(plots.FIGURES)
+    if not figures:
+        pytest.skip("docs/figures holds no figures yet: python tests/load/online.py all")
+    for page, text in plots.pages(figures).items():
+        assert page.read_text() == text, "stale: python tests/load/plots.py"
+    for name, draw in plots.PLOTS.items():
+        picture = draw(figures)
+        if picture is not None:
+            assert (plots.FIGURES / f"{name}.svg").read_text() == picture.svg(), "stale: python tests/load/plots.py"
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (-0.4, 0.31), (0.0, 250.0), (0.0, 100_000.0)])
+def test_an_axis_has_a_few_round_ticks_inside_it(low: float, high: float) -> None:
+    axis = svg.Axis(low, high, 0, 100)
+    ticks = axis.ticks()
+    assert 3 <= len(ticks) <= 9
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+    assert [axis.at(tick) for tick in ticks] == sorted(axis.at(tick) for tick in ticks)
+
+
+def test_a_logarithmic_axis_gives_every_power_of_ten_the_same_room() -> None:
+    axis = svg.Axis(1, 1000, 0, 300, is_log=True)
+    assert [round(axis.at(value)) for value in (1, 10, 100, 1000, 9999)] == [0, 100, 200, 300, 300]
+
+
+def test_a_picture_is_well_formed_and_escapes_what_it_writes() -> None:
+    picture = svg.Picture(100, "a < b & c", "so")
+    picture.dashed(0, 0, 1, 1)
+    root = ElementTree.fromstring(picture.svg())
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "a < b & c"
