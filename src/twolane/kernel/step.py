@@ -232,8 +232,11 @@ class Door:
     def _input_digest(self, request: Request, step: str) -> str:
         call = request.call
         messages = call.raw_messages or [[message.role, message.content] for message in call.messages]
+        asked = [list(messages), call.schema.schema if call.schema else None, dict(call.extras)]
+        if call.native is not None:
+            asked.append(dict(call.native.body))
         try:
-            body = canonical_json([list(messages), call.schema.schema if call.schema else None, dict(call.extras)])
+            body = canonical_json(asked)
         except ValueError as error:
             raise BadRequest(str(error)) from None
         return commitment(self._salt(request, step), body)
