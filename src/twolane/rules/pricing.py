@@ -16,8 +16,9 @@ _TOOL_WORDS = 1_024
 """Tokens of the words around tools that an upstream adds itself (Anthropic names 264 to 530, by model and choice)."""
 _OWN_TOOL_WORDS = 2_048
 """Tokens of the description of one of Anthropic's own tools, which a request only names (it says 245 to 1,234)."""
-_PICTURE_TOKENS = 5_000
-"""The most a picture counts, however few bytes it is packed into (Anthropic names 4,784 for the largest)."""
+_PICTURE_TOKENS = 16_384
+"""The most a picture counts, however few or many bytes it is packed into: they are scaled down first (Anthropic names
+4,784 for the largest, Qwen2-VL takes up to 16,384)."""
 
 _OWN_TOOLS = ("bash_", "text_editor_", "computer_2", "memory_")
 """Anthropic's tools that the client runs; the others run there, and read what nobody here can bound."""
@@ -49,7 +50,7 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
     Source: notes on token counting; characters ÷ 4 under-counts up to three times.
     """
     if call.raw_messages is not None:
-        size, messages = len(orjson.dumps(call.raw_messages)), len(call.raw_messages)
+        size, messages = len(orjson.dumps(call.raw_messages)) - _packed(call.raw_messages), len(call.raw_messages)
     else:
         size, messages = sum(len(message.content.encode()) for message in call.messages), len(call.messages)
     if call.schema is not None:
@@ -58,8 +59,9 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
         size += len(orjson.dumps(dict(call.extras)))  # any of them may reach the prompt: tools, documents, templates
     if call.native is not None:
         # One or the other is sent, as the upstream speaks that dialect or not; the client's own may hold more.
-        size = max(size, len(orjson.dumps(dict(call.native.body))))
-        messages = max(messages, len(_list(call.native.body.get("messages"))))
+        told = _list(call.native.body.get("messages"))
+        size = max(size, len(orjson.dumps(dict(call.native.body))) - _packed(told))
+        messages = max(messages, len(told))
     return size + overhead_tokens * (messages + 1) + _added_tokens(call)
 
 
@@ -67,7 +69,30 @@ def _added_tokens(call: ModelCall) -> int:
     """Tokens that stand for something of which the request holds only a name or a packed form."""
     kinds = [str(tool.get("type")) for tool in _tools(call) if isinstance(tool, dict)]
     tools = _TOOL_WORDS * bool(kinds) + _OWN_TOOL_WORDS * sum(kind.startswith(_OWN_TOOLS) for kind in kinds)
-    return tools + _PICTURE_TOKENS * sum(part.get("type") in ("image", "image_url") for part in _parts(call))
+    return tools + _PICTURE_TOKENS * sum(part.get("type") in ("image", "image_url") for part in _parts(_told(call)))
+
+
+def _packed(messages: object) -> int:
+    """Bytes of the pictures in messages: nobody reads them as text."""
+    return sum(len(_picture(part)) for part in _parts(messages))
+
+
+def _picture(part: Mapping[str, object]) -> str:
+    """The packed form of a picture, empty where this is none, or one by address."""
+    source, held = part.get("source"), part.get("image_url")
+    if part.get("type") == "image" and isinstance(source, dict) and str(source.get("media_type")).startswith("image/"):
+        return data if isinstance(data := source.get("data"), str) else ""
+    address = held.get("url") if isinstance(held, dict) else held
+    is_packed = part.get("type") == "image_url" and isinstance(address, str) and address.startswith("data:image/")
+    return str(address) if is_packed else ""
+
+
+def _told(call: ModelCall) -> object:
+    """The messages with all their parts, as the client wrote them."""
+    if call.native is None:
+        return call.raw_messages
+    body = call.native.body
+    return [*_list(body.get("messages")), {"content": body.get("system")}]
 
 
 def _tools(call: ModelCall) -> list[object]:
@@ -75,10 +100,9 @@ def _tools(call: ModelCall) -> list[object]:
     return _list(call.native.body.get("tools")) or tools if call.native is not None else tools
 
 
-def _parts(call: ModelCall) -> Iterator[Mapping[str, object]]:
+def _parts(messages: object) -> Iterator[Mapping[str, object]]:
     """Every part of every message, those in the results of tools and in documents too."""
-    body = call.native.body if call.native is not None else {"messages": call.raw_messages}
-    todo: list[object] = [*_list(body.get("messages")), {"content": body.get("system")}]
+    todo = _list(messages)
     while todo:
         part = todo.pop()
         if isinstance(part, dict):
@@ -102,7 +126,7 @@ def unbounded_part(call: ModelCall) -> str | None:
             address = held.get("url") or held.get("file_id") if isinstance(held, dict) else held
             if kind in ("image_url", "file", "video_url", "audio_url") and not str(address).startswith("data:"):
                 return f"{kind} by address"
-    for part in _parts(call):
+    for part in _parts(_told(call)):
         source = part.get("source")
         if part.get("type") in ("image", "document") and isinstance(source, dict):
             if source.get("type") in ("url", "file"):

@@ -144,9 +144,23 @@ def test_what_a_request_only_names_counts_by_itself() -> None:
     plain = input_bound(native(messages=[]))
     picture = {"type": "image", "source": {"type": "base64", "data": "QQ=="}}
     seen = native(messages=[{"role": "user", "content": [{"type": "tool_result", "content": [picture]}]}])
-    assert input_bound(seen) > plain + 4_784
+    assert input_bound(seen) > plain + 16_384
     assert input_bound(native(tools=[{"name": "f", "input_schema": {}}])) > plain + 530
     assert input_bound(native(tools=[{"type": "computer_20250124", "name": "computer"}])) > plain + 530 + 1_234
+
+
+@pytest.mark.parametrize("size", [4, 4_000_000])
+def test_a_picture_counts_as_a_picture_and_not_as_text(size: int) -> None:
+    data = "A" * size
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    raw = ModelCall((Message("user", ""),), "m", 10, raw_messages=({"role": "user", "content": [url]},))
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    meant = native(messages=[{"role": "user", "content": [{"type": "tool_result", "content": [picture]}]}])
+    both = dataclasses.replace(meant, raw_messages=raw.raw_messages)
+    for call in (raw, meant, both):
+        assert 16_384 < input_bound(call) < 17_000
+    words = {"type": "image", "source": {"type": "base64", "media_type": "text/plain", "data": data}}
+    assert input_bound(native(messages=[{"role": "user", "content": [words]}])) > size
 
 
 BY_ADDRESS = {"type": "image", "source": {"type": "url", "url": "https://x/y"}}
