@@ -26,7 +26,11 @@ def strict_schema(schema: object) -> dict[str, object] | None:
     """
     if not isinstance(schema, dict) or not schema or not _UNTELLABLE.isdisjoint(schema):
         return None
+    if isinstance(schema.get("type"), list):
+        return strict_schema(_by_type(schema, schema["type"]))
     told: dict[str, object] = {name: schema[name] for name in _KEPT if name in schema}
+    if "enum" in told or "const" in told:
+        told.pop("type", None)  # the values say it
     if schema.get("format") in _FORMATS:
         told["format"] = schema["format"]
     if _is_object(schema):
@@ -43,11 +47,20 @@ def strict_schema(schema: object) -> dict[str, object] | None:
             told["anyOf"] = [strict_schema(part) for part in schema[name]]
     if _has_gaps(told):
         return None
-    known = {*told, *_CHOICES, "$schema", "$id"}
+    known = {*told, *_CHOICES, "type", "$schema", "$id"}
     left = {name: value for name, value in schema.items() if name not in known}
     if left:
         told["description"] = f"{told.get('description', '')} {orjson.dumps(left).decode()}".strip()
     return told
+
+
+def _by_type(schema: Mapping[str, object], types: list[object]) -> dict[str, object]:
+    """A schema of several types as a choice between them: the API knows no list of types."""
+    outer = {name: schema[name] for name in ("title", "description", "$defs") if name in schema}
+    if "enum" in schema or "const" in schema or "anyOf" in schema or "oneOf" in schema:
+        return {name: value for name, value in schema.items() if name != "type"}
+    inner = {name: value for name, value in schema.items() if name not in (*outer, "type")}
+    return {**outer, "anyOf": [{"type": kind} | (inner if kind != "null" else {}) for kind in types]}
 
 
 def _has_gaps(told: Mapping[str, object]) -> bool:
@@ -59,5 +72,4 @@ def _has_gaps(told: Mapping[str, object]) -> bool:
 
 
 def _is_object(schema: Mapping[str, object]) -> bool:
-    kind = schema.get("type")
-    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
+    return schema.get("type") == "object" or "properties" in schema

@@ -17,8 +17,8 @@ _TOOL_WORDS = 1_024
 _OWN_TOOL_WORDS = 2_048
 """Tokens of the description of one of Anthropic's own tools, which a request only names (it says 245 to 1,234)."""
 _PICTURE_TOKENS = 16_384
-"""The most a picture counts, however few or many bytes it is packed into: they are scaled down first (Anthropic names
-4,784 for the largest, Qwen2-VL takes up to 16,384)."""
+"""What a picture counts, however few or many bytes it is packed into: Qwen2-VL scales to at most that many, Anthropic
+to less; a photograph of 12 megapixels is about 14,400 on the dearest model measured in public."""
 
 _OWN_TOOLS = ("bash_", "text_editor_", "computer_2", "memory_")
 """Anthropic's tools that the client runs; the others run there, and read what nobody here can bound."""

@@ -275,6 +275,24 @@ def test_a_schema_that_would_lose_its_meaning_is_not_told(schema: object) -> Non
     assert strict_schema(schema) is None
 
 
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": ["string", "null"], "maxLength": 3, "title": "T"},
+         {"title": "T", "anyOf": [{"type": "string", "description": '{"maxLength":3}'}, {"type": "null"}]}),
+        ({"type": ["string", "null"], "enum": ["a", None]}, {"enum": ["a", None]}),
+        ({"type": "string", "format": "date"}, {"type": "string", "format": "date"}),
+        ({"type": "string", "format": "odd"}, {"type": "string", "description": '{"format":"odd"}'}),
+        ({"oneOf": [{"type": "null"}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"const": 1}}},
+         {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"const": 1}}}),
+        ({"type": "array", "items": {"type": "integer"}, "$schema": "x"},
+         {"type": "array", "items": {"type": "integer"}}),
+    ],
+)  # fmt: skip
+def test_a_schema_is_told_in_the_part_that_is_known(schema: Json, told: Json) -> None:
+    assert strict_schema(schema) == told
+
+
 def test_a_native_request_changes_in_model_limit_and_stream_alone() -> None:
     asked = {"model": "auto", "max_tokens": 9000, "stream": False, "speed": "fast", "messages": [{"role": "user"}]}
     call = dataclasses.replace(CALL, native=Native("anthropic", asked))
