@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from twolane.config import Config
-from twolane.domain.anthropic_events import read_events, whole_message
+from twolane.domain.anthropic.whole import read_events, whole_message
 from twolane.domain.money import PICO
 from twolane.domain.records import Lane
 from twolane.kernel import Kernel

@@ -1,5 +1,5 @@
-"""Anthropic's Messages API, and servers that speak it. What its words mean is in `domain/anthropic.py` and
-`domain/anthropic_events.py`; here are the connection, its errors and its headers.
+"""Anthropic's Messages API, and servers that speak it. What its words mean is in `domain/anthropic`; here are the
+connection, its errors and its headers.
 
 A call whose client spoke the same dialect is sent as the client wrote it, and each event comes back inside a chunk as
 it came (see docs/decisions/0011-native-requests.md). Every call is streamed; redirects are off, so that the key never
@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 import orjson
 
-from twolane.domain.anthropic import DIALECT, Body, Untellable, native_body, to_body
-from twolane.domain.anthropic_events import Chunker, ReportedError
+from twolane.domain.anthropic.body import Body, Untellable, native_body, to_body
+from twolane.domain.anthropic.chunker import Chunker, ReportedError
+from twolane.domain.anthropic.words import DIALECT
 from twolane.domain.completion import EventError, EventReader
 from twolane.domain.records import ModelCall
 from twolane.errors import UpstreamError

@@ -15,8 +15,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from twolane.domain.anthropic import DIALECT, Fields, to_chat
-from twolane.domain.anthropic_events import PING, RAW, Teller, event_bytes, message_of, whole_message
+from twolane.domain.anthropic.request import to_chat
+from twolane.domain.anthropic.teller import Teller
+from twolane.domain.anthropic.whole import message_of, whole_message
+from twolane.domain.anthropic.words import DIALECT, PING, RAW, Fields, event_bytes
 from twolane.domain.completion import Completion, EventReader, parse_event, usage_of
 from twolane.domain.records import ModelCall, Native, Usage
 from twolane.errors import BadRequest, Killed, TwolaneError, Unauthenticated, UpstreamError

@@ -11,19 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twolane.domain.anthropic import Untellable, input_of, native_body, to_body, to_chat
-from twolane.domain.anthropic_events import (
-    Chunker,
-    ReportedError,
-    Teller,
-    anthropic_usage,
-    event_bytes,
-    message_of,
-    read_events,
-    usage_from,
-    whole_message,
-)
-from twolane.domain.anthropic_schema import strict_schema
+from twolane.domain.anthropic.body import Untellable, native_body, to_body
+from twolane.domain.anthropic.chunker import Chunker, ReportedError
+from twolane.domain.anthropic.request import to_chat
+from twolane.domain.anthropic.schema import strict_schema
+from twolane.domain.anthropic.teller import Teller
+from twolane.domain.anthropic.whole import message_of, read_events, whole_message
+from twolane.domain.anthropic.words import anthropic_usage, event_bytes, input_of, usage_from
 from twolane.domain.completion import Completion, EventError, parse_event, usage_fields, usage_of
 from twolane.domain.records import Message, ModelCall, Native, ReplySchema, Usage
 
