@@ -714,3 +714,9 @@ def test_those_who_read_chunks_are_told_nothing_of_other_dialects() -> None:
 
 def test_events_are_written_as_they_are_read() -> None:
     assert read_events(b"".join(event_bytes(event) for event in EVERYTHING)) == EVERYTHING
+
+
+def test_a_signature_comes_in_one_piece_and_the_last_one_counts() -> None:
+    signed = [{"type": "signature_delta", "signature": name} for name in ("one", "two")]
+    message = whole_message([START, *block(0, {"type": "thinking", "thinking": "", "signature": ""}, *signed)])
+    assert message["content"] == [{"type": "thinking", "thinking": "", "signature": "two"}]
