@@ -22,6 +22,8 @@ from twolane.errors import ConfigError, TwolaneError
 
 DEFAULT_FILE = "twolane.toml"
 ENVIRONMENT = "TWOLANE_"
+ANTHROPIC_URL = "https://api.anthropic.com"
+"""Where an upstream of kind anthropic is, unless it says otherwise."""
 LATER = frozenset(
     {"candidates", "guard", "heavy_share_max", "knowledge", "lend", "preempt", "rate", "region", "target_quality"}
 )
@@ -99,8 +101,10 @@ class Limit(Section):
 class UpstreamSection(Section):
     """`[upstream.NAME]`: a priced place where a model answers."""
 
-    kind: Literal["openai", "extractive", "rehearsal"] = Field(description="the dialect, or a built-in model")
-    url: str | None = Field(default=None, description="base address, up to and with /v1; kind openai only")
+    kind: Literal["openai", "anthropic", "extractive", "rehearsal"] = Field(
+        description="the dialect, or a built-in model"
+    )
+    url: str | None = Field(default=None, description="base address, up to and with /v1; kinds openai and anthropic")
     model: str = Field(default="", description="the upstream's own name of the model")
     key: SecretRef | None = Field(default=None, description="API key, as env:NAME or file:PATH")
     price: PriceTable | None = Field(default=None, description='left out: calls are refused, unless unpriced = "allow"')
@@ -128,9 +132,18 @@ class UpstreamSection(Section):
                 raise ValueError('the url holds a user or password: give the key as key = "env:NAME"')
             if not self.model:
                 raise ValueError('kind = "openai" needs model = "…", the server\'s own name of it')
+        elif self.kind == "anthropic":
+            self._fits_anthropic()
         elif self.url or self.key:
             raise ValueError(f'kind = "{self.kind}" is built in: it has no url and no key')
         return self
+
+    def _fits_anthropic(self) -> None:
+        url = self.url or ANTHROPIC_URL
+        if not url.startswith(("http://", "https://")) or "@" in url.partition("://")[2].partition("/")[0]:
+            raise ValueError('kind = "anthropic" takes url = "http(s)://…", without user and password')
+        if self.key is None or not self.model:
+            raise ValueError('kind = "anthropic" needs key = "env:NAME" or "file:PATH", and model = "…"')
 
     def price_of(self) -> Price | None:
         """Its price in picounits per token; None where it has none."""

@@ -109,6 +109,8 @@ class Completion:
     is_done: bool = False
     """True once `[DONE]` was read: without it the answer was cut off."""
     choices: dict[int, dict[str, object]] = field(default_factory=dict)
+    events: list[Mapping[str, object]] = field(default_factory=list)
+    """The upstream's own events, where the call was native and they stand beside the chunks."""
     _reader: EventReader = field(default_factory=EventReader)
     _parts: list[str] = field(default_factory=list)
 
@@ -138,6 +140,9 @@ class Completion:
         created = chunk.get("created")
         self.created = self.created or (created if isinstance(created, int) else 0)
         self.usage = usage_of(chunk) or self.usage
+        event = chunk.get("anthropic")
+        if isinstance(event, dict):
+            self.events.append(event)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict):
@@ -194,8 +199,9 @@ def usage_fields(usage: Usage) -> dict[str, object]:
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
     }
-    if usage.cache_read_tokens is not None:
-        fields["prompt_tokens_details"] = {"cached_tokens": usage.cache_read_tokens}
+    cached = {"cached_tokens": usage.cache_read_tokens, "cache_write_tokens": usage.cache_write_tokens}
+    if any(count is not None for count in cached.values()):
+        fields["prompt_tokens_details"] = {name: count for name, count in cached.items() if count is not None}
     if usage.reasoning_tokens is not None:
         fields["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return fields

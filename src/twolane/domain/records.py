@@ -70,6 +70,8 @@ class Native:
     dialect: str
     """The kind of upstream that understands it as it is, such as `anthropic`."""
     body: Mapping[str, object]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What it said beside the body, by lower-case name; never a key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from twolane.config import Config, UpstreamSection, near, resolve_secret
+from twolane.config import ANTHROPIC_URL, Config, UpstreamSection, near, resolve_secret
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
@@ -227,6 +227,12 @@ def _open_model(name: str, section: UpstreamSection) -> Model:
                 assert section.url is not None
                 key = resolve_secret(section.key) if section.key else None
                 return OpenAI(name, url=section.url, key=key, structured=section.structured)
+            case "anthropic":
+                from twolane.models.anthropic import Anthropic
+
+                assert section.key is not None
+                url = section.url or ANTHROPIC_URL
+                return Anthropic(name, url=url, key=resolve_secret(section.key), structured=section.structured)
             case "extractive":
                 from twolane.models.extractive import Extractive
 

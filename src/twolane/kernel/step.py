@@ -236,8 +236,10 @@ class Door:
         """A commitment to what is asked. All of it came out of a JSON reader or is text: no walk makes it plain."""
         call = request.call
         messages = call.raw_messages or [[message.role, message.content] for message in call.messages]
+        asked: list[object] = [list(messages), call.schema.schema if call.schema else None, call.extras]
+        if call.native is not None:
+            asked.append(call.native.body)
         try:
-            asked = [list(messages), call.schema.schema if call.schema else None, call.extras]
             body = orjson.dumps(asked, default=dict, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError as error:
             raise BadRequest(f"no canonical form: {error}") from None

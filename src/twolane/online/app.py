@@ -24,8 +24,9 @@ from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneErr
 from twolane.kernel import Kernel
 from twolane.online import wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
-from twolane.online.chat import chat
+from twolane.online.chat import chat, messages
 from twolane.online.completions import ChatCompletions
+from twolane.online.messages import MESSAGES
 from twolane.online.stream import ClientGone, Exchange
 from twolane.online.wire import Wire
 
@@ -84,6 +85,7 @@ def _names(kernel: Kernel, grant: Grant) -> list[str]:
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", Permission.USE, chat, OPENAI),
+    Route("POST", "/v1/messages", Permission.USE, messages, MESSAGES),
     Route("GET", "/v1/models", Permission.USE, list_models),
     Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
     Route("GET", "/healthz", Permission.OPEN, health),

@@ -16,6 +16,7 @@ from twolane.errors import NotFound, UpstreamError
 from twolane.kernel import Answer, Kernel, Request
 from twolane.online import wire
 from twolane.online.auth import Grant
+from twolane.online.messages import MESSAGES
 from twolane.online.stream import Exchange, Hangup
 from twolane.online.wire import Asked
 
@@ -24,8 +25,19 @@ _DIRECT = RouteSection(light="")
 
 
 async def chat(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
-    """POST /v1/chat/completions, /v1/responses, /v1/messages."""
-    asked = exchange.wire.read(await exchange.body())
+    """POST /v1/chat/completions, /v1/responses."""
+    await _answer(kernel, grant, exchange, exchange.wire.read(await exchange.body()))
+
+
+async def messages(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """POST /v1/messages: as `chat`; its clients look for the request's id under another name, and say in a header
+    which betas they mean."""
+    exchange.tell("request-id", exchange.request_id)
+    asked = MESSAGES.read(await exchange.body()).with_betas(exchange.header(b"anthropic-beta"))
+    await _answer(kernel, grant, exchange, asked)
+
+
+async def _answer(kernel: Kernel, grant: Grant, exchange: Exchange, asked: Asked) -> None:
     grant.require(asked.model)
     served = kernel.config.route.get(asked.model, _DIRECT)
     request = request_of(kernel, grant, asked, served)

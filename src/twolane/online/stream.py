@@ -70,6 +70,10 @@ class Exchange:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
             message = await self._receive()
 
+    def header(self, name: bytes) -> str:
+        """What the request says under this lower-case name, empty if nothing."""
+        return ", ".join(value.decode("latin-1") for told, value in self.scope["headers"] if told == name)
+
     async def hung_up(self) -> None:
         """Return when the client goes away, or has its whole answer. To be called once the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
@@ -104,7 +108,10 @@ class Exchange:
         if self.is_streaming:
             await self.end_stream(self.wire.error_event(error))
         else:
-            await self.answer(status_of(error), self.wire.error_fields(error), error_headers(error))
+            fields = self.wire.error_fields(error)
+            if "request_id" in fields:  # a protocol whose errors name it
+                fields["request_id"] = self.request_id
+            await self.answer(status_of(error), fields, error_headers(error))
 
     async def _start(self, status: int, headers: list[Header]) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers})

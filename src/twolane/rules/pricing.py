@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -11,6 +12,21 @@ from twolane.domain.records import Bound, ModelCall, Price, Usage
 
 _SCHEMA_WORDS = 128
 """Bytes of the words that ask for a schema where a server does not take it as such."""
+_TOOL_WORDS = 1_024
+"""Tokens of the words around tools that an upstream adds itself (Anthropic names 264 to 530, by model and choice)."""
+_OWN_TOOL_WORDS = 2_048
+"""Tokens of the description of one of Anthropic's own tools, which a request only names (it says 245 to 1,234)."""
+_PICTURE_TOKENS = 16_384
+"""What a picture counts, however few or many bytes it is packed into: Qwen2-VL scales to at most that many, Anthropic
+to less; a photograph of 12 megapixels is about 14,400 on the dearest model measured in public."""
+
+_OWN_TOOLS = ("bash_", "text_editor_", "computer_2", "memory_")
+"""Anthropic's tools that the client runs; the others run there, and read what nobody here can bound."""
+_BOUNDED = frozenset(
+    "cache_control context_management diagnostics max_tokens messages metadata model output_config output_format "
+    "service_tier stop_sequences stream system temperature thinking tool_choice tools top_k top_p".split()
+)
+"""Fields of a native request that cost no more than the bytes and tokens in it."""
 
 
 def charge(usage: Usage, price: Price) -> int:
@@ -34,14 +50,69 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
     Source: notes on token counting; characters ÷ 4 under-counts up to three times.
     """
     if call.raw_messages is not None:
-        size, messages = len(orjson.dumps(call.raw_messages)), len(call.raw_messages)
+        size, messages = len(orjson.dumps(call.raw_messages)) - _packed(call.raw_messages), len(call.raw_messages)
     else:
         size, messages = sum(len(message.content.encode()) for message in call.messages), len(call.messages)
     if call.schema is not None:
         size += len(orjson.dumps(call.schema.schema)) + _SCHEMA_WORDS
     if call.extras:
         size += len(orjson.dumps(dict(call.extras)))  # any of them may reach the prompt: tools, documents, templates
-    return size + overhead_tokens * (messages + 1)
+    if call.native is not None:
+        # One or the other is sent, as the upstream speaks that dialect or not; the client's own may hold more.
+        told = _list(call.native.body.get("messages"))
+        size = max(size, len(orjson.dumps(dict(call.native.body))) - _packed(told))
+        messages = max(messages, len(told))
+    return size + overhead_tokens * (messages + 1) + _added_tokens(call)
+
+
+def _added_tokens(call: ModelCall) -> int:
+    """Tokens that stand for something of which the request holds only a name or a packed form."""
+    kinds = [str(tool.get("type")) for tool in _tools(call) if isinstance(tool, dict)]
+    tools = _TOOL_WORDS * bool(kinds) + _OWN_TOOL_WORDS * sum(kind.startswith(_OWN_TOOLS) for kind in kinds)
+    return tools + _PICTURE_TOKENS * sum(part.get("type") in ("image", "image_url") for part in _parts(_told(call)))
+
+
+def _packed(messages: object) -> int:
+    """Bytes of the pictures in messages: nobody reads them as text."""
+    return sum(len(_picture(part)) for part in _parts(messages))
+
+
+def _picture(part: Mapping[str, object]) -> str:
+    """The packed form of a picture, empty where this is none, or one by address."""
+    source, held = part.get("source"), part.get("image_url")
+    if part.get("type") == "image" and isinstance(source, dict) and str(source.get("media_type")).startswith("image/"):
+        return data if isinstance(data := source.get("data"), str) else ""
+    address = held.get("url") if isinstance(held, dict) else held
+    is_packed = part.get("type") == "image_url" and isinstance(address, str) and address.startswith("data:image/")
+    return str(address) if is_packed else ""
+
+
+def _told(call: ModelCall) -> object:
+    """The messages with all their parts, as the client wrote them."""
+    if call.native is None:
+        return call.raw_messages
+    body = call.native.body
+    return [*_list(body.get("messages")), {"content": body.get("system")}]
+
+
+def _tools(call: ModelCall) -> list[object]:
+    tools = _list(call.extras.get("tools"))
+    return _list(call.native.body.get("tools")) or tools if call.native is not None else tools
+
+
+def _parts(messages: object) -> Iterator[Mapping[str, object]]:
+    """Every part of every message, those in the results of tools and in documents too."""
+    todo = _list(messages)
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            source = part.get("source")
+            todo += [*_list(part.get("content")), *_list(source.get("content") if isinstance(source, dict) else None)]
+            yield part
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def unbounded_part(call: ModelCall) -> str | None:
@@ -55,7 +126,32 @@ def unbounded_part(call: ModelCall) -> str | None:
             address = held.get("url") or held.get("file_id") if isinstance(held, dict) else held
             if kind in ("image_url", "file", "video_url", "audio_url") and not str(address).startswith("data:"):
                 return f"{kind} by address"
+    for part in _parts(_told(call)):
+        source = part.get("source")
+        if part.get("type") in ("image", "document") and isinstance(source, dict):
+            if source.get("type") in ("url", "file"):
+                return f"{part['type']} by address"
+            if part["type"] == "document" and source.get("type") == "base64":
+                return "document in a packed form"
+    for tool in _tools(call):
+        kind = str(tool.get("type")) if isinstance(tool, dict) else ""
+        if kind not in ("", "None", "function", "custom") and not kind.startswith(_OWN_TOOLS):
+            return f"tool {kind}"
+    if call.native is not None:
+        return _unbounded_field(call.native.body)
     return next((name for name in ("web_search_options", "service_tier") if call.extras.get(name)), None)
+
+
+def _unbounded_field(body: Mapping[str, object]) -> str | None:
+    """The field of a native request that may make it dearer than its tokens: another model, a faster or a nearer one,
+    servers it would use, a longer conversation kept elsewhere."""
+    if body.get("service_tier") not in (None, "auto", "standard_only"):
+        return "service_tier"
+    edits = body.get("context_management")
+    kept = _list(edits.get("edits")) if isinstance(edits, dict) else []
+    if not all(isinstance(edit, dict) and str(edit.get("type")).startswith("clear_") for edit in kept):
+        return "context_management"
+    return next((name for name, value in body.items() if value and name not in _BOUNDED), None)
 
 
 def upper_bound(call: ModelCall, price: Price | None) -> Bound:
@@ -93,7 +189,7 @@ def choices(extras: Mapping[str, object]) -> int:
 
 
 def _with_output(call: ModelCall, max_tokens: int) -> ModelCall:
-    return ModelCall(call.messages, call.model, max_tokens, None, call.schema, call.extras, call.raw_messages)
+    return replace(call, max_tokens=max_tokens)
 
 
 def estimate(call: ModelCall, output_bytes: int) -> Usage:

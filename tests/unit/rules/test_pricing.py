@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twolane.domain.records import Message, ModelCall, Price, ReplySchema, Usage
-from twolane.rules.pricing import affordable_tokens, charge, choices, estimate, input_bound, upper_bound
+from twolane.domain.records import Message, ModelCall, Native, Price, ReplySchema, Usage
+from twolane.rules.pricing import affordable_tokens, charge, choices, estimate, input_bound, unbounded_part, upper_bound
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 prices = st.builds(
@@ -116,3 +118,91 @@ def test_an_estimate_says_so_and_stays_within_the_bound(call: ModelCall, output_
     assert usage.input_tokens + usage.output_tokens <= bound.tokens
     assert bound.pico is not None
     assert charge(usage, price) <= bound.pico
+
+
+# ── requests in a dialect of their own ──
+
+
+def native(**body: object) -> ModelCall:
+    return ModelCall((Message("user", "abc"),), "m", 10, native=Native("anthropic", {"max_tokens": 10, **body}))
+
+
+@given(texts, texts)
+def test_the_larger_of_two_tellings_is_bounded(told: str, meant: str) -> None:
+    call = native(messages=[{"role": "user", "content": told}], system=meant)
+    call = dataclasses.replace(call, messages=(Message("user", meant * 2),))
+    assert input_bound(call) >= max(len(told.encode()) + len(meant.encode()), 2 * len(meant.encode())) + 8
+
+
+def test_every_turn_of_a_native_request_has_its_template() -> None:
+    turns = [{"role": "user", "content": "a"}] * 50
+    size = len(orjson.dumps({"max_tokens": 10, "messages": turns}))
+    assert input_bound(native(messages=turns)) >= size + 50 * 8
+
+
+def test_what_a_request_only_names_counts_by_itself() -> None:
+    plain = input_bound(native(messages=[]))
+    picture = {"type": "image", "source": {"type": "base64", "data": "QQ=="}}
+    seen = native(messages=[{"role": "user", "content": [{"type": "tool_result", "content": [picture]}]}])
+    assert input_bound(seen) > plain + 16_384
+    assert input_bound(native(tools=[{"name": "f", "input_schema": {}}])) > plain + 530
+    assert input_bound(native(tools=[{"type": "computer_20250124", "name": "computer"}])) > plain + 530 + 1_234
+
+
+@pytest.mark.parametrize("size", [4, 4_000_000])
+def test_a_picture_counts_as_a_picture_and_not_as_text(size: int) -> None:
+    data = "A" * size
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    raw = ModelCall((Message("user", ""),), "m", 10, raw_messages=({"role": "user", "content": [url]},))
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    meant = native(messages=[{"role": "user", "content": [{"type": "tool_result", "content": [picture]}]}])
+    both = dataclasses.replace(meant, raw_messages=raw.raw_messages)
+    for call in (raw, meant, both):
+        assert 16_384 < input_bound(call) < 17_000
+    words = {"type": "image", "source": {"type": "base64", "media_type": "text/plain", "data": data}}
+    assert input_bound(native(messages=[{"role": "user", "content": [words]}])) > size
+
+
+BY_ADDRESS = {"type": "image", "source": {"type": "url", "url": "https://x/y"}}
+PACKED = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "QQ=="}}
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"messages": [{"role": "user", "content": [BY_ADDRESS]}]}, "image by address"),
+        ({"messages": [{"content": [{"type": "tool_result", "content": [BY_ADDRESS]}]}]}, "image by address"),
+        ({"messages": [{"content": [PACKED]}]}, "document in a packed form"),
+        ({"messages": [{"content": [{"type": "document", "source": {"type": "file", "file_id": "f"}}]}]},
+         "document by address"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tool web_search_20250305"),
+        ({"mcp_servers": [{"url": "https://x"}]}, "mcp_servers"),
+        ({"speed": "fast"}, "speed"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management"),
+        ({"something_new": {"a": 1}}, "something_new"),
+    ],
+)  # fmt: skip
+def test_what_has_no_bound_is_named(body: dict[str, object], named: str) -> None:
+    assert unbounded_part(native(**body)) == named
+
+
+def test_an_ordinary_native_request_is_bounded() -> None:
+    picture = {"type": "image", "source": {"type": "base64", "data": "QQ=="}}
+    document = {"type": "document", "source": {"type": "text", "data": "words"}}
+    call = native(
+        messages=[{"role": "user", "content": [picture, document]}],
+        tools=[{"name": "f", "input_schema": {}}, {"type": "custom", "name": "g"}, {"type": "bash_20250124"}],
+        thinking={"type": "adaptive"},
+        context_management={"edits": [{"type": "clear_thinking_20251015"}]},
+        service_tier="standard_only",
+        container=None,
+    )
+    assert unbounded_part(call) is None
+
+
+def test_blocks_of_another_dialect_are_seen_in_a_chat_completion_too() -> None:
+    call = ModelCall((Message("user", ""),), "m", 10, raw_messages=({"role": "user", "content": [PACKED]},))
+    assert unbounded_part(call) == "document in a packed form"
+    search = dataclasses.replace(call, raw_messages=None, extras={"tools": [{"type": "web_search_20250305"}]})
+    assert unbounded_part(search) == "tool web_search_20250305"
