@@ -98,6 +98,11 @@ class Answer:
         """From leaving the house to the first token."""
         return self._meter.ttft_us
 
+    @property
+    def upstream_headers(self) -> Mapping[str, str]:
+        """What the upstream said beside its answer: response headers by lower-case name."""
+        return self._stream.headers
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         meter = self._meter
         for block in meter.peeked:
