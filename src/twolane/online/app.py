@@ -32,6 +32,8 @@ from twolane.online.wire import Wire
 
 DRAIN_S = 30
 """How long a server that was told to stop lets running answers finish."""
+END_S = 5
+"""How long an answer that was cancelled after that may take to end."""
 _LOG = logging.getLogger("twolane.online")
 
 Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
@@ -237,6 +239,13 @@ class Server(uvicorn.Server):
         """Accept connections, then say so."""
         await super().startup(sockets)
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running answers finish within the drain, cancel the others, and wait until each has ended: the original
+        does not, and what they came to would not be recorded."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=END_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
