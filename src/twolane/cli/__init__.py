@@ -20,6 +20,7 @@ _COMMANDS = {
     "quarantine": "items that wait for a person: list, show, release",
     "work": "a worker for runs that were started without --wait",
     "serve": "the gateway",
+    "doctor": "check the installation, or probe an upstream",
     "key": "API keys: create, list, revoke",
     "budget": "hard limits: list, set",
     "switch": "kill switches: list, trip, reset",

@@ -101,6 +101,11 @@ class Answer:
         """From leaving the house to the first token."""
         return self._meter.ttft_us
 
+    @property
+    def upstream_headers(self) -> Mapping[str, str]:
+        """What the upstream said beside its answer: response headers by lower-case name."""
+        return self._stream.headers
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         meter = self._meter
         for block in meter.peeked:
@@ -491,19 +496,20 @@ class _Attempt:
 
 
 class _Ids:
-    """Random ids from a pool: the system is asked for 4,096 bytes at a time, since asking is what takes long."""
+    """Ids that begin with the time (44 bits, milliseconds), so that an index takes them at its end, and end with 52
+    random bits from a pool: the system is asked for 4,096 bytes at a time, since asking is what takes long."""
 
     def __init__(self) -> None:
         self._pool: Iterator[str] = iter(())
         os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self) -> str:
-        """96 random bits, hex."""
-        for each in self._pool:
-            return each
+        """24 hexadecimal digits."""
+        for random_part in self._pool:
+            return f"{ledger.now_us() // 1000:011x}{random_part}"
         text = secrets.token_hex(4096)
-        self._pool = iter([text[at : at + 24] for at in range(0, 8184, 24)])
-        return next(self._pool)
+        self._pool = iter([text[at : at + 13] for at in range(0, 8190, 13)])
+        return self()
 
     def _forget(self) -> None:
         self._pool = iter(())

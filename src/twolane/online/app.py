@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,22 +16,26 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
 from twolane.config import Config, near
 from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneError
 from twolane.kernel import Kernel
-from twolane.online import wire
+from twolane.online import api, wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
 from twolane.online.chat import chat, messages
 from twolane.online.completions import ChatCompletions
 from twolane.online.messages import MESSAGES
-from twolane.online.stream import ClientGone, Exchange
+from twolane.online.openapi import describe
+from twolane.online.stream import ClientGone, Exchange, Header
 from twolane.online.wire import Wire
 
 DRAIN_S = 30
 """How long a server that was told to stop lets running answers finish."""
+END_S = 5
+"""How long an answer that was cancelled after that may take to end."""
 _LOG = logging.getLogger("twolane.online")
 
 Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
@@ -59,6 +63,11 @@ class Route:
     wire: Wire = OPENAI
     """The protocol its clients speak."""
 
+    @property
+    def is_open(self) -> bool:
+        """True where nobody needs a key."""
+        return self.permission is Permission.OPEN
+
 
 async def health(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
     """GET /healthz: the process answers and its store can be read."""
@@ -79,6 +88,11 @@ async def show_model(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
     await exchange.answer(200, wire.model_fields(name))
 
 
+async def show_description(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /api/v1/openapi.json."""
+    await exchange.answer(200, describe(ROUTES))
+
+
 def _names(kernel: Kernel, grant: Grant) -> list[str]:
     return [name for name in (*kernel.config.route, *kernel.upstreams) if grant.allows(name)]
 
@@ -89,6 +103,11 @@ ROUTES = (
     Route("GET", "/v1/models", Permission.USE, list_models),
     Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
     Route("GET", "/healthz", Permission.OPEN, health),
+    Route("GET", "/api/v1/openapi.json", Permission.OPEN, show_description),
+    Route("GET", "/api/v1/upstreams", Permission.USE, api.list_upstreams),
+    Route("GET", "/api/v1/steps/{id}", Permission.USE, api.show_step),
+    Route("GET", "/api/v1/budgets", Permission.USE, api.list_budgets),
+    Route("GET", "/api/v1/switches", Permission.USE, api.list_switches),
 )
 """Every address there is."""
 
@@ -148,17 +167,26 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
 async def _wrong_method(request: Request, error: Exception) -> Response:
     refusal = BadRequest(f"{request.url.path} does not take {request.method}")
     refusal.status, refusal.code = 405, "method_not_allowed"
-    return _Refusal(refusal)
+    taken = {
+        method
+        for route in request.app.routes
+        if isinstance(route, StarletteRoute) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return _Refusal(refusal, [(b"allow", ", ".join(sorted(taken)).encode())])
 
 
 class _Refusal(Response):
     """An error outside of every route, told like any other."""
 
-    def __init__(self, error: TwolaneError) -> None:
-        self._error = error
+    def __init__(self, error: TwolaneError, headers: Sequence[Header] = ()) -> None:
+        self._error, self._more = error, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Exchange(scope, receive, send, OPENAI).fail(self._error)
+        exchange = Exchange(scope, receive, send, OPENAI)
+        for name, value in self._more:
+            exchange.tell(name.decode(), value.decode())
+        await exchange.fail(self._error)
 
 
 # ── the server ──
@@ -234,6 +262,13 @@ class Server(uvicorn.Server):
         """Accept connections, then say so."""
         await super().startup(sockets)
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running answers finish within the drain, cancel the others, and wait until each has ended: the original
+        does not, and what they came to would not be recorded."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=END_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

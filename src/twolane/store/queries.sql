@@ -428,3 +428,19 @@ FROM entry WHERE run = :run AND kind = 'step' AND json_extract(leaf, '$.status')
 -- name: upstreams_of_run
 -- Where a run's steps were answered.
 SELECT DISTINCT json_extract(leaf, '$.upstream') AS upstream FROM entry WHERE run = :run AND kind = 'step';
+
+-- ── Probes and the own API ──
+
+-- name: add_probe
+-- Keep what a probe found.
+INSERT INTO probe (upstream, probed, model, findings, calls, tokens, pico)
+VALUES (:upstream, :probed, :model, :findings, :calls, :tokens, :pico);
+
+-- name: last_probe
+-- What the newest probe of an upstream found.
+SELECT upstream, probed, model, findings, calls, tokens, pico FROM probe
+WHERE upstream = :upstream ORDER BY probed DESC LIMIT 1;
+
+-- name: step
+-- The public view, for one step of one tenant.
+SELECT * FROM trace_steps WHERE step = :step AND tenant = :tenant;

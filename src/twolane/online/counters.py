@@ -1,0 +1,124 @@
+"""What servers tell about themselves: vLLM, llama.cpp and load kits, each by its own page. Their quirks stay here.
+
+No model is called: these are the pages an operator's monitoring reads, on the upstream's own origin.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from twolane.rules.probing import Load
+
+_MAX_BYTES = 4 * 1024 * 1024
+_PATIENCE_S = 3.0
+_RUNNING = re.compile(rb"^vllm:num_requests_running(?:\{[^}]*\})? +([0-9.eE+]+)", re.MULTILINE)
+
+
+def read_vllm(page: bytes) -> Load | None:
+    """`/metrics` of vLLM: the gauge of running requests, added up over models and engines."""
+    values = [float(value) for value in _RUNNING.findall(page)]
+    return Load(int(sum(values))) if values else None
+
+
+def read_llama_cpp(page: bytes) -> Load | None:
+    """`/slots` of llama.cpp: `is_processing`, in older releases `state` 1."""
+    slots = _json(page)
+    if not isinstance(slots, list) or not slots or not all(isinstance(slot, dict) for slot in slots):
+        return None
+    return Load(sum(bool(slot.get("is_processing", slot.get("state") == 1)) for slot in slots))
+
+
+def read_stats(page: bytes) -> Load | None:
+    """`/stats` of a load kit's mock: `active`, and where it counts them `tokens_after_hangup`."""
+    stats = _json(page)
+    if not isinstance(stats, dict) or type(stats.get("active")) is not int:
+        return None
+    wasted = stats.get("tokens_after_hangup")
+    return Load(stats["active"], wasted if type(wasted) is int else None)
+
+
+_PAGES: tuple[tuple[str, Callable[[bytes], Load | None]], ...] = (
+    ("/metrics", read_vllm),
+    ("/slots", read_llama_cpp),
+    ("/stats", read_stats),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """No counters, and why."""
+
+    reason: str
+
+
+class Counters:
+    """One server's counters. Open with `async with`; then `find` once, and `read` as often as wanted."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        parts = urlsplit(url)
+        # The server's own pages lie at its root, beside /v1.
+        self._base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._page: tuple[str, Callable[[bytes], Load | None]] | None = None
+
+    async def __aenter__(self) -> Counters:
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_PATIENCE_S), headers=self._headers, auto_decompress=True
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def find(self) -> Load | Silent:
+        """The server's load, from the first page that tells it; or why none does."""
+        for path, reader in _PAGES:
+            page = await self._get(path)
+            load = reader(page) if page is not None else None
+            if load is not None:
+                self._page = path, reader
+                return load
+        if await self._get("/api/ps") is not None:
+            return Silent("Ollama tells which models are loaded (/api/ps), not what is running")
+        return Silent("it shows no counters: no vllm:num_requests_running in /metrics, no /slots")
+
+    async def read(self) -> Load | None:
+        """The load now; None where the page cannot be read this time."""
+        assert self._page is not None, "find comes first"
+        path, reader = self._page
+        page = await self._get(path)
+        return reader(page) if page is not None else None
+
+    async def _get(self, path: str) -> bytes | None:
+        try:
+            async with self._session.get(self._base + path, allow_redirects=False) as response:
+                if response.status != 200:
+                    return None
+                return await _all(response)
+        except (TimeoutError, aiohttp.ClientError, ValueError):
+            return None
+
+
+async def _all(response: aiohttp.ClientResponse) -> bytes | None:
+    body = b""
+    async for block in response.content.iter_any():
+        body += block
+        if len(body) > _MAX_BYTES:
+            return None
+    return body
+
+
+def _json(page: bytes) -> object:
+    try:
+        return orjson.loads(page)
+    except orjson.JSONDecodeError:
+        return None

@@ -1,0 +1,322 @@
+"""What the gateway serves, described as OpenAPI 3.1: every address of the route table, and no other.
+
+Schemas are written by hand, beside the readers they describe: what a client may send is checked by code that says more
+than a schema could, and fields that pass through are nobody's to list. Tests send requests made from this description
+and hold every answer against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any, Protocol
+
+from twolane.online.completions import MAX_CHOICES
+from twolane.online.wire import REFUSED
+
+Schema = dict[str, Any]
+"""JSON. Any: a JSON Schema holds what it holds."""
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer", "minimum": 0}
+MAYBE_WHOLE: Schema = {"type": ["integer", "null"], "minimum": 0}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+DECIMAL: Schema = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$", "description": "an exact decimal"}
+INSTANT: Schema = {"type": "string", "format": "date-time"}
+
+
+class Described(Protocol):
+    """What is known of a route here."""
+
+    @property
+    def method(self) -> str:
+        """Such as GET."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """As the route table writes it."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """True where nobody needs a key."""
+        ...
+
+
+def describe(routes: Iterable[Described]) -> Schema:
+    """The description of these routes.
+
+    Raises:
+        KeyError: a route that `OPERATIONS` says nothing about.
+    """
+    paths: dict[str, Schema] = {}
+    for route in routes:
+        operation = dict(OPERATIONS[route.method, route.path])
+        names = re.findall(r"\{(\w+)", route.path)
+        known, shape = operation.pop("x-parameters", {}), operation.pop("x-error", "Error")
+        if names:
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": known.get(name, {"type": "string"})}
+                for name in names
+            ]
+        if route.is_open:
+            operation["security"] = []
+        else:
+            operation["responses"] = {"401": _error("No key, or not one of ours.", shape), **operation["responses"]}
+        operation["responses"] = {**operation["responses"], "503": _error("The server stops, or is overcharged.", shape)}
+        paths.setdefault(_template(route.path), {})[route.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Twolane",
+            "version": metadata.version("twolane"),
+            "summary": "One door for model calls: each has a price, a limit, a record and a switch.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"bearer": []}, {"key": []}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
+
+
+def _template(path: str) -> str:
+    return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
+
+
+# ── building blocks ──
+
+
+def _object(properties: Mapping[str, Schema], *, optional: Iterable[str] = (), more: bool = False) -> Schema:
+    left_out = set(optional)
+    required = [name for name in properties if name not in left_out]
+    return {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": more}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _maybe(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _json(description: str, schema: Schema) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _error(description: str, shape: str = "Error") -> Schema:
+    return _json(description, _ref(shape))
+
+
+def _call(summary: str, body: str, answer: str, description: str, error: str = "Error") -> Schema:
+    """A call of a model: a JSON body, an answer in one piece or as events. An upstream's own refusals of a request
+    (4xx) pass through, so statuses are described by their ranges."""
+    whole = _json(description, _ref(answer))
+    whole["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    whole["headers"] = {
+        name: {"schema": {"type": "string"}, "description": text}
+        for name, text in (
+            ("x-request-id", "the client's own if it is sane"),
+            ("x-twolane-step", "the step's id, for /api/v1/steps/{id}; absent where a stream began with a keep-alive"),
+            ("x-twolane-route", "the route or upstream that was named"),
+            ("x-twolane-reason", "why this upstream"),
+            ("x-twolane-cost", "of an answer in one piece, once it is recorded"),
+        )
+    }
+    return {
+        "x-error": error,
+        "summary": summary,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
+        "responses": {
+            "200": whole,
+            "4XX": _error("Refused, by us or by the upstream; x-should-retry says whether to try again.", error),
+            "5XX": _error("The upstream failed, a switch is tripped, or the server stops.", error),
+        },
+    }
+
+
+def _read(summary: str, answer: str, *, can_miss: bool = False, parameters: Schema | None = None) -> Schema:
+    responses = {"200": _json("What was asked for.", _ref(answer))}
+    if can_miss:
+        responses["404"] = _error("There is no such thing, or it is not yours.")
+    return {"summary": summary, "responses": responses, "x-parameters": parameters or {}}
+
+
+# ── operations ──
+
+OPERATIONS: Mapping[tuple[str, str], Schema] = {
+    ("POST", "/v1/chat/completions"): _call(
+        "One chat completion, as OpenAI's clients ask for it.", "ChatRequest", "ChatCompletion", "The answer."
+    ),
+    ("POST", "/v1/messages"): _call(
+        "One message, as Anthropic's clients ask for it.", "MessagesRequest", "Message", "The answer.", "AnthropicError"
+    ),
+    ("GET", "/v1/models"): _read("The routes and upstreams this key may name.", "Models"),
+    ("GET", "/v1/models/{id:path}"): _read("One of them.", "Model", can_miss=True),
+    ("GET", "/healthz"): _read("The process answers and its store can be read.", "Health"),
+    ("GET", "/api/v1/openapi.json"): _read("This description.", "Description"),
+    ("GET", "/api/v1/upstreams"): _read("Upstreams within this key's reach.", "Upstreams"),
+    ("GET", "/api/v1/steps/{id}"): _read(
+        "What the ledger says of one step of this key's tenant.", "Step", can_miss=True,
+        parameters={"id": {"type": "string", "description": "what x-twolane-step said: 24 hexadecimal digits"}},
+    ),
+    ("GET", "/api/v1/budgets"): _read("The limits of this key's tenant.", "Budgets"),
+    ("GET", "/api/v1/switches"): _read("What is stopped of this key's tenant.", "Switches"),
+}  # fmt: skip
+"""Every address the house knows how to describe, by method and path as the route table writes them."""
+
+# ── schemas ──
+
+_PART = {"type": "object", "required": ["type"], "properties": {"type": TEXT, "text": TEXT}}
+_ROLE: Schema = {"type": "string", "minLength": 1}
+_MESSAGE: Schema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": {"role": _ROLE, "content": {"anyOf": [TEXT, {**_list(_PART), "minItems": 1}]}},
+        },
+        {
+            "type": "object",
+            "required": ["role", "tool_calls"],
+            "properties": {
+                "role": _ROLE,
+                "content": {"type": "null"},
+                "tool_calls": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            },
+        },
+    ]
+}
+_FORMAT: Schema = {
+    "type": ["object", "null"],
+    "properties": {
+        "type": TEXT,
+        "json_schema": {"type": "object", "required": ["schema"], "properties": {"schema": {"type": "object"}}},
+    },
+    "if": {"properties": {"type": {"const": "json_schema"}}, "required": ["type"]},
+    "then": {"required": ["json_schema"]},
+}
+_USAGE = _object({"prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE}, more=True)
+_CHOICE = _object(
+    {"index": WHOLE, "message": {"type": "object"}, "finish_reason": MAYBE_TEXT, "logprobs": {}}, more=True
+)
+_TOKENS: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**53}
+_LIMITS = dict.fromkeys(("limit", "spent", "held", "remaining"), WHOLE)
+_FINDING = _object({"what": TEXT, "verdict": {"enum": ["yes", "no", "unknown"]}, "detail": TEXT})
+_LANE = _object({"slots": WHOLE}, more=True)
+
+SCHEMAS: Mapping[str, Schema] = {
+    "Error": _object(
+        {"error": _object({"message": TEXT, "type": TEXT, "param": MAYBE_TEXT, "code": MAYBE_TEXT})}
+    ),
+    "ChatRequest": {
+        "type": "object",
+        "required": ["model", "messages"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "description": "a route or an upstream"},
+            "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
+            "stream": {"type": ["boolean", "null"]},
+            "stream_options": {"type": ["object", "null"]},
+            "n": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_CHOICES},
+            "max_tokens": _TOKENS,
+            "max_completion_tokens": _TOKENS,
+            "temperature": {"type": ["number", "null"], "minimum": 0},
+            "response_format": _FORMAT,
+        },
+        "propertyNames": {"not": {"enum": sorted(REFUSED)}},
+        "description": "Further fields (tools, stop, seed …) pass through to the upstream.",
+    },
+    "ChatCompletion": _object(
+        {
+            "id": TEXT, "object": {"const": "chat.completion"}, "created": WHOLE, "model": TEXT,
+            "choices": _list(_CHOICE), "usage": _USAGE,
+        },
+        optional=["usage"], more=True,
+    ),
+    "MessagesRequest": {
+        "type": "object",
+        "required": ["model", "messages", "max_tokens"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "description": "a route or an upstream"},
+            "messages": {
+                "type": "array", "minItems": 1,
+                "items": {
+                    "type": "object", "required": ["role", "content"],
+                    "properties": {"role": {"enum": ["user", "assistant"]}, "content": TEXT},
+                },
+            },
+            "max_tokens": {"type": "integer", "minimum": 1, "maximum": 2**53},
+            "stream": {"type": ["boolean", "null"]},
+        },
+        "propertyNames": {"not": {"enum": sorted(REFUSED)}},
+        "description": "Further fields as in Anthropic's Messages API.",
+    },
+    "Message": _object(
+        {
+            "id": TEXT, "type": {"const": "message"}, "role": {"const": "assistant"}, "model": TEXT,
+            "content": _list({"type": "object"}), "stop_reason": MAYBE_TEXT, "usage": {"type": "object"},
+        },
+        more=True,
+    ),
+    "AnthropicError": _object(
+        {"type": {"const": "error"}, "error": _object({"type": TEXT, "message": TEXT}), "request_id": TEXT},
+        optional=["request_id"],
+    ),
+    "Model": _object({"id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT}),
+    "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Health": _object({"status": {"const": "ok"}}),
+    "Description": _object({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}, more=True),
+    "Probe": _object(
+        {
+            "upstream": TEXT, "model": TEXT, "probed": INSTANT, "findings": _list(_FINDING), "calls": WHOLE,
+            "tokens": WHOLE, "cost": _maybe(DECIMAL),
+        }
+    ),
+    "Price": _object(
+        {name: _maybe(DECIMAL) for name in ("input", "output", "cache_read", "cache_write")}
+    ) | {"description": "currency per million tokens"},
+    "Lanes": _object({"source": TEXT, "online": _LANE, "batch": _LANE}) | {
+        "description": "source config: slots as configured; else what is in force"
+    },
+    "Upstream": _object(
+        {
+            "name": TEXT, "kind": TEXT, "model": TEXT, "price": _maybe(_ref("Price")), "lanes": _ref("Lanes"),
+            "probe": _maybe(_ref("Probe")),
+        }
+    ),
+    "Upstreams": _object({"currency": TEXT, "upstreams": _list(_ref("Upstream"))}),
+    "Step": _object(
+        {
+            "step": TEXT, "run": MAYBE_TEXT, "item": MAYBE_TEXT, "agent": MAYBE_TEXT, "workflow": MAYBE_TEXT,
+            "tenant": TEXT, "lane": {"enum": ["online", "batch"]}, "attempt": WHOLE, "kind": TEXT, "upstream": TEXT,
+            "model": TEXT, "input_tokens": MAYBE_WHOLE, "output_tokens": MAYBE_WHOLE,
+            "cache_read_tokens": MAYBE_WHOLE, "cache_write_tokens": MAYBE_WHOLE, "reasoning_tokens": MAYBE_WHOLE,
+            "cost": _maybe(DECIMAL), "currency": MAYBE_TEXT, "queued_us": MAYBE_WHOLE, "ttft_us": MAYBE_WHOLE,
+            "total_us": MAYBE_WHOLE, "status": TEXT, "reason": MAYBE_TEXT, "input_digest": MAYBE_TEXT,
+            "output_digest": MAYBE_TEXT, "leaf": WHOLE,
+        },
+        more=True,
+    ),
+    "Budget": _object(
+        {
+            "scope": TEXT, "window": TEXT, "money": _maybe(_object(dict.fromkeys(_LIMITS, DECIMAL))),
+            "tokens": _maybe(_object(_LIMITS)),
+        }
+    ),
+    "Budgets": _object({"currency": TEXT, "budgets": _list(_ref("Budget"))}),
+    "Switch": _object({"scope": TEXT, "cause": TEXT, "actor": TEXT, "tripped": INSTANT}),
+    "Switches": _object({"switches": _list(_ref("Switch"))}),
+}  # fmt: skip
