@@ -203,17 +203,28 @@ def unforeseen(request_id: str) -> TwolaneError:
 
 
 def model_fields(name: str) -> dict[str, object]:
-    """One model. A route is as old as its configuration, which nobody knows: `created` is 0 because clients want a
-    number."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "twolane"}
+    """One model, as OpenAI's and as Anthropic's clients read it. A route is as old as its configuration, which nobody
+    knows: both times are 1970, because clients want one."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "twolane",
+        "type": "model",
+        "display_name": name,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+    }
 
 
 def models_fields(names: Iterable[str]) -> dict[str, object]:
-    """The list of models."""
-    return {"object": "list", "data": [model_fields(name) for name in names]}
+    """The list of models: one page, whatever a client asks for."""
+    models = [model_fields(name) for name in names]
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": models, "has_more": False, **ends}
 
 
 def no_such_model(error: NotFound) -> NotFound:
     """The same error under the code that OpenAI's clients know."""
-    error.code = "model_not_found"
+    error.code, error.param = "model_not_found", "model"
     return error
