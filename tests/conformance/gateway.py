@@ -234,3 +234,28 @@ def usage(read: object = 5, written: object = 2, **fields: object) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+
+
+def says(*words: str) -> Answer:
+    """An answer of these words."""
+    told = [chunk(delta(role="assistant", content=word)) for word in words]
+    return streams(*told, chunk(delta(end="stop")), usage(), DONE)
+
+
+CALLS_WEATHER = streams(
+    chunk(
+        delta(
+            role="assistant",
+            content=None,
+            tool_calls=[
+                {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+            ],
+        )
+    ),
+    chunk(delta(tool_calls=[{"index": 0, "function": {"arguments": '{"city":'}}])),
+    chunk(delta(tool_calls=[{"index": 0, "function": {"arguments": '"Bern"}'}}])),
+    chunk(delta(end="tool_calls")),
+    usage(),
+    DONE,
+)
+"""A call of the tool `weather`, in pieces."""
