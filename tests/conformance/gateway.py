@@ -60,7 +60,11 @@ class Gateway:
         return self.http.post(self.root + path, data=data, headers=headers)
 
     def steps(self) -> list[dict[str, Any]]:  # Any: SQL columns
-        return self._rows("SELECT * FROM trace_steps ORDER BY leaf")
+        """The record. `estimated` stands in the leaf alone."""
+        mark = "json_extract(entry.leaf, '$.estimated') AS estimated"
+        return self.rows(
+            f"SELECT trace_steps.*, {mark} FROM trace_steps JOIN entry ON position = trace_steps.leaf ORDER BY position"
+        )
 
     async def recorded(self, count: int = 1) -> list[dict[str, Any]]:  # Any: SQL columns
         """The steps, once there are that many."""
@@ -72,10 +76,11 @@ class Gateway:
         slots = self.kernel.door._lanes.slots("main", Lane.ONLINE)
         await until(lambda: not slots.busy and not self.kernel.store.all("reservations"))
         assert not self.kernel.switches._running
-        held = self._rows("SELECT sum(held_pico) + sum(held_tokens) AS held FROM spending")
+        held = self.rows("SELECT sum(held_pico) + sum(held_tokens) AS held FROM spending")
         assert held[0]["held"] in (0, None)
 
-    def _rows(self, query: str) -> list[dict[str, Any]]:  # Any: SQL columns
+    def rows(self, query: str) -> list[dict[str, Any]]:  # Any: SQL columns
+        """What the store says."""
         with closing(sqlite3.connect(self.kernel.store_path)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(query)]

@@ -1,7 +1,8 @@
 """OpenAI's chat completions: what a request means, and what of an answer goes to its client. No I/O here.
 
-A stream passes through untouched, with two exceptions: usage that the client did not ask for is taken out again, and
-the closing `data: [DONE]` is held back until the step's record is on disk.
+A stream passes through untouched, with three exceptions: usage that the client did not ask for is taken out again, an
+upstream's error is told in the one shape that clients know, and the closing `data: [DONE]` is held back until the
+step's record is on disk.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from twolane.online.wire import OpenAIErrors, read_object, take_flag, take_model
 
 MAX_CHOICES = 128
 """The most answers (`n`) of one request."""
+
+MAX_PARTS = 16_384
+"""The most messages, and parts of messages, of one request. Half a million tiny ones fit into 20 MB, and to read them
+would keep every other client waiting for seconds."""
 
 # ── requests ──
 
@@ -73,12 +78,15 @@ def _messages(value: object) -> tuple[tuple[Message, ...], tuple[Mapping[str, ob
     """The messages' text, and the messages as they came where they hold more than plain text."""
     if not isinstance(value, list) or not value:
         raise BadRequest("'messages' must be a list of at least one message", param="messages")
-    texts, is_plain = [], True
+    texts, is_plain, parts = [], True, 0
     for at, message in enumerate(value):
         where = f"messages[{at}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"]:
             raise BadRequest(f"'{where}' must be an object with a role", param=where)
         content = message.get("content")
+        parts += len(content) if isinstance(content, list) else 1
+        if parts > MAX_PARTS:
+            raise BadRequest(f"'messages' may hold {MAX_PARTS:,} messages and parts of messages", param="messages")
         is_plain = is_plain and isinstance(content, str) and len(message) == 2
         texts.append(Message(message["role"], _text(message, content, where)))
     return tuple(texts), None if is_plain else tuple(value)
@@ -147,6 +155,7 @@ def _schema(fields: dict[str, object]) -> ReplySchema | None:
 _BLANK = (b"\n\n", b"\n\r\n")
 """What ends an event, for both kinds of line ends."""
 _EVENT_END = re.compile(rb"\n\r?\n")
+_ERROR = re.compile(rb'^data: \{"error".*$', re.MULTILINE)
 _DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 """JSON holds no raw line end, so no text of an answer can begin a line."""
 _REPORT = re.compile(rb'"usage"\s*:\s*\{')
@@ -160,14 +169,15 @@ class Outflow:
     blocks that report usage or the end are looked into.
     """
 
-    __slots__ = ("_ending", "_keeps_usage", "_rest")
+    __slots__ = ("_ending", "_has_failed", "_keeps_usage", "_rest")
 
     def __init__(self, *, keeps_usage: bool) -> None:
         self._keeps_usage, self._rest, self._ending = keeps_usage, b"", b""
+        self._has_failed = False
 
     def take(self, block: bytes) -> bytes:
         """What may leave now that this block has come; empty where nothing may."""
-        if self._ending:
+        if self._ending or self._has_failed:
             return b""
         if self._rest:
             block, self._rest = self._rest + block, b""
@@ -175,12 +185,17 @@ class Outflow:
             block = self._whole_events(block)
         if b"[DONE]" in block:
             block = self._before_the_end(block)
+        if b'data: {"error"' in block:
+            block = self._until_it_failed(block)
         if not self._keeps_usage and b'"usage"' in block and _REPORT.search(block):
             block = _without_usage(block)
         return block
 
     def end(self) -> bytes:
-        """What was held back, the closing `data: [DONE]`: to be sent when the record is on disk."""
+        """What was held back, the closing `data: [DONE]`: to be sent when the record is on disk. Nothing after an
+        error: an answer that failed has no end."""
+        if self._has_failed:
+            return b""
         return self._ending or self._rest.rstrip() + b"\n\n"
 
     def _whole_events(self, block: bytes) -> bytes:
@@ -190,6 +205,15 @@ class Outflow:
             return block  # nobody could read such an event: let it go as it comes rather than keep all of it
         self._rest = block[at:]
         return block[:at]
+
+    def _until_it_failed(self, block: bytes) -> bytes:
+        """A block up to its first error event, and that in our shape."""
+        for event in _ERROR.finditer(block):
+            told = _error(event.group())
+            if told is not None:
+                self._has_failed, self._ending = True, b""
+                return block[: event.start()] + told
+        return block
 
     def _before_the_end(self, block: bytes) -> bytes:
         end = _DONE.search(block)
@@ -231,3 +255,20 @@ def _stripped(event: bytes) -> bytes:
         return b""
     del chunk["usage"]
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def _error(line: bytes) -> bytes | None:
+    """An upstream's error event with every field that clients read; None if it is none: `"error": null` may stand in an
+    ordinary chunk."""
+    try:
+        fault = orjson.loads(line.removeprefix(b"data: ")).get("error")
+    except orjson.JSONDecodeError:
+        return None
+    if not fault:
+        return None
+    given = fault if isinstance(fault, dict) else {"message": fault}
+    told = {name: given.get(name) for name in ("message", "type", "param", "code")}
+    texts = {name: None if value is None else str(value) for name, value in told.items()}
+    for name, otherwise in (("message", "the upstream failed"), ("type", "server_error"), ("code", "upstream_error")):
+        texts[name] = texts[name] or otherwise
+    return b"data: " + orjson.dumps({"error": texts}) + b"\n\n"
