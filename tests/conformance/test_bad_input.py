@@ -261,26 +261,37 @@ def _many_parts(path: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("path", EVERY)
 @pytest.mark.parametrize("make", [_long_text, _many_messages, _many_parts])
-async def test_20_megabytes_are_taken_in_bounded_time_and_memory(tmp_path: Path, path: str, make: Any) -> None:
+async def test_20_megabytes_are_read_or_refused_in_bounded_time(tmp_path: Path, path: str, make: Any) -> None:
+    """The measure is what it takes to parse them: a machine may be slow, but every other client waits meanwhile."""
     body = orjson.dumps(make(path))
     assert 19 * 2**20 < len(body) < 32 * 2**20
+    began = time.monotonic()
+    orjson.loads(body)
+    parsing_s = time.monotonic() - began
+    async with gateway(tmp_path, Rehearsal("main", reply=REPLY), limit={"context": 2**26}) as gate:
+        began = time.monotonic()
+        async with gate.post(path, body) as response:
+            told = await response.read()
+        assert time.monotonic() - began < 2 + 15 * parsing_s
+        assert response.status in (200, 400, 413), told
+        assert response.status == 200 or shape(path, orjson.loads(told)) == []
+        async with gate.post(path, ASKED[path]) as response:
+            assert response.status == 200
+        await gate.at_rest()
+
+
+@pytest.mark.parametrize("path", WORDS)
+async def test_20_megabytes_of_text_take_bounded_memory(tmp_path: Path, path: str) -> None:
+    body = orjson.dumps(_long_text(path))
     async with gateway(tmp_path, Rehearsal("main", reply=REPLY), limit={"context": 2**26}) as gate:
         tracemalloc.start(1)
         try:
-            began = time.monotonic()
             async with gate.post(path, body) as response:
-                told = await response.read()
-                assert response.status in (200, 400, 413), told
-                assert response.status == 200 or shape(path, orjson.loads(told)) == []
-            took = time.monotonic() - began
+                assert response.status == 200
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        print(f"{path} {make.__name__}: {response.status}, {took:.1f} s, {peak / 2**20:.0f} MB")
-        assert took < 10
-        assert peak < 30 * len(body)
-        async with gate.post(path, ASKED[path]) as response:
-            assert response.status == 200
+        assert peak < 20 * len(body)
         await gate.at_rest()
 
 
