@@ -39,7 +39,6 @@ SDK_TYPES: Mapping[str, Any] = {  # Any: classes and unions of classes
     "message": anthropic.types.Message,
     "message event": anthropic.types.RawMessageStreamEvent,
     "anthropic model": anthropic.types.ModelInfo,
-    "anthropic error": anthropic.types.ErrorResponse,
 }
 
 ERROR = {
@@ -61,6 +60,38 @@ ERROR = {
     },
 }
 """OpenAI's SDK has no type for an error's body; this is what its clients read of one."""
+
+ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {
+                "message": {"type": "string", "minLength": 1},
+                "type": {
+                    "enum": [
+                        "api_error",
+                        "authentication_error",
+                        "billing_error",
+                        "invalid_request_error",
+                        "not_found_error",
+                        "overloaded_error",
+                        "permission_error",
+                        "rate_limit_error",
+                        "request_too_large",
+                        "timeout_error",
+                    ]
+                },
+            },
+        },
+    },
+}
+"""Anthropic's SDK has a type for it which lacks `request_too_large`, of which their documentation speaks."""
+
+OURS: Mapping[str, dict[str, Any]] = {"error": ERROR, "anthropic error": ANTHROPIC_ERROR}  # Any: JSON
 
 SCHEMAS = {
     "chat": "CreateChatCompletionResponse",
@@ -88,8 +119,8 @@ def problems(kind: str, answer: object) -> list[str]:
 def validators(kind: str) -> tuple[tuple[str, jsonschema_rs.Validator], ...]:
     """The validators of a kind of answer, each with the name of its source."""
     found = []
-    if kind == "error":
-        found.append(("what clients read of an error", jsonschema_rs.validator_for(ERROR)))
+    if kind in OURS:
+        found.append(("what clients read of an error", jsonschema_rs.validator_for(OURS[kind])))
     if kind in SDK_TYPES:
         schema = TypeAdapter(SDK_TYPES[kind]).json_schema()
         found.append(("the SDK's types", jsonschema_rs.validator_for(schema)))

@@ -313,8 +313,14 @@ class Lie:
     """Whether its cost is marked as an estimate; None: it was not billed at all."""
     is_retried: bool | None = None
     """What `x-should-retry` says where nothing was sent yet; None: not looked at."""
-    recorded_whole: str = ""
-    """The status of the step of a whole answer, where it differs: a reader sees more than who passes it on."""
+    recorded_read: str = ""
+    """The status of its step where the gateway must read it (for a whole answer, or to tell it in another protocol), if
+    that differs: who passes bytes on sees less."""
+
+    def recorded_as(self, path: str, *, is_streamed: bool) -> str:
+        """The status of its step."""
+        is_passed_on = is_streamed and path == CHAT
+        return self.recorded if is_passed_on else self.recorded_read or self.recorded
 
 
 def json_answer(status: int, body: bytes, kind: str = "application/json") -> Answer:
@@ -341,7 +347,7 @@ LIES: dict[str, Lie] = {
     "sends an error as JSON with 200": Lie(json_answer(200, b'{"error": {"message": "no"}}'), 502, 502, "failed", True),
     "sends a page with 200": Lie(json_answer(200, b"<html>Hello</html>", "text/html"), 502, 502, "failed", True),
     "sends what is no JSON": Lie(
-        streams(FIRST, b'data: {"choices": [\n\n', END, DONE), 200, 502, "ok", True, recorded_whole="failed"
+        streams(FIRST, b'data: {"choices": [\n\n', END, DONE), 200, 502, "ok", True, recorded_read="failed"
     ),
     "reports no usage": Lie(streams(FIRST, END, DONE), 200, 200, "ok", True),
     "reports negative usage": Lie(streams(FIRST, END, usage(-5, -2), DONE), 200, 200, "ok", True),
@@ -373,7 +379,8 @@ async def test_whatever_an_upstream_does_is_told_booked_and_let_go(tmp_path: Pat
                 await _is_told(response, path, lie, status)
             await _is_let_go(gate, upstream)
         steps = await gate.recorded(2)
-        assert [step["status"] for step in steps] == [lie.recorded, lie.recorded_whole or lie.recorded]
+        expected = [lie.recorded_as(path, is_streamed=is_streamed) for is_streamed in (True, False)]
+        assert [step["status"] for step in steps] == expected
         for step in steps:
             if lie.is_estimated is None:
                 assert (step["input_tokens"], step["output_tokens"], step["cost_pico"]) == (0, 0, 0)
@@ -395,7 +402,7 @@ async def _is_told(response: aiohttp.ClientResponse, path: str, lie: Lie, status
         assert lie.is_retried is None or response.headers["x-should-retry"] == str(lie.is_retried).lower()
         assert b"127.0.0.1" not in received  # no address of an upstream
         assert b"sk-upstream" not in received
-    elif lie.recorded == "failed":  # only a stream can fail after status 200
+    elif lie.recorded_as(path, is_streamed=True) == "failed":  # only a stream can fail after status 200
         (*_, last) = [line[6:] for line in received.splitlines() if line.startswith(b"data: ")]
         assert shape(path, orjson.loads(last), in_stream=True) == []
         assert b"data: [DONE]" not in received

@@ -22,10 +22,6 @@ from twolane.online.wire import OpenAIErrors, read_object, take_flag, take_model
 MAX_CHOICES = 128
 """The most answers (`n`) of one request."""
 
-MAX_PARTS = 16_384
-"""The most messages, and parts of messages, of one request. Half a million tiny ones fit into 20 MB, and to read them
-would keep every other client waiting for seconds."""
-
 # ── requests ──
 
 
@@ -78,15 +74,12 @@ def _messages(value: object) -> tuple[tuple[Message, ...], tuple[Mapping[str, ob
     """The messages' text, and the messages as they came where they hold more than plain text."""
     if not isinstance(value, list) or not value:
         raise BadRequest("'messages' must be a list of at least one message", param="messages")
-    texts, is_plain, parts = [], True, 0
+    texts, is_plain = [], True
     for at, message in enumerate(value):
         where = f"messages[{at}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"]:
             raise BadRequest(f"'{where}' must be an object with a role", param=where)
         content = message.get("content")
-        parts += len(content) if isinstance(content, list) else 1
-        if parts > MAX_PARTS:
-            raise BadRequest(f"'messages' may hold {MAX_PARTS:,} messages and parts of messages", param="messages")
         is_plain = is_plain and isinstance(content, str) and len(message) == 2
         texts.append(Message(message["role"], _text(message, content, where)))
     return tuple(texts), None if is_plain else tuple(value)

@@ -18,6 +18,10 @@ REFUSED = frozenset(
 )
 """Fields by which some clients ask a proxy to call another place, or with another key: the route decides that here."""
 
+MAX_PARTS = 16_384
+"""The most messages, and parts of messages, of one request. Half a million tiny ones fit into 20 MB, and to read them
+would keep every other client waiting for seconds."""
+
 
 class Flow(Protocol):
     """What of an upstream's stream goes to the client, in the client's own protocol, and when."""
@@ -89,7 +93,7 @@ def read_object(body: bytes) -> dict[str, object]:
     """The JSON object in a body, without fields by which a client would choose the address or the key of a call.
 
     Raises:
-        BadRequest: it is not one, or holds such a field.
+        BadRequest: it is not one, or holds such a field, or more than `MAX_PARTS` messages and their parts.
     """
     try:
         fields = orjson.loads(body)
@@ -100,7 +104,18 @@ def read_object(body: bytes) -> dict[str, object]:
     if not REFUSED.isdisjoint(fields):
         refused = next(name for name in fields if name in REFUSED)
         raise BadRequest(f"{refused!r} is not taken: the route decides where a call goes. Leave it out", param=refused)
+    for name in ("messages", "input"):
+        if _parts(fields.get(name)) > MAX_PARTS:
+            raise BadRequest(f"'{name}' may hold at most {MAX_PARTS:,} messages and parts of messages", param=name)
     return fields
+
+
+def _parts(messages: object) -> int:
+    """How many messages there are, and parts of them: those that are lists of parts count as many."""
+    if not isinstance(messages, list) or len(messages) > MAX_PARTS:
+        return len(messages) if isinstance(messages, list) else 0
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    return len(messages) + sum(len(content) for content in contents if isinstance(content, list))
 
 
 def take_model(fields: dict[str, object]) -> str:
