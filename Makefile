@@ -10,13 +10,13 @@ LOCK    = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 
 
 # Test folders that exist; git keeps no empty ones.
 UNIT   := $(wildcard tests/unit tests/typing)
-REST   := $(wildcard tests/adapters tests/integration tests/docs tests/crash tests/load)
+REST   := $(wildcard tests/adapters tests/integration tests/docs tests/crash tests/load tests/conformance)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash load docs lock clean
+.PHONY: help setup demo test check crash load conformance docs lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## install everything into .venv (with uv when it is there, pip otherwise)
 
@@ -39,12 +39,19 @@ crash: $(STAMP) ## kill -9 and injected faults at every write, the long ones too
 load: $(STAMP) ## figures to compare with docs/benchmarks.md, the long ones too
 	@$(PYTEST) -s tests/load
 
+conformance: $(STAMP) ## further clients, and the SDKs' own tests (fetched from the package index)
+	@$(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check) \
+	    --quiet --require-hashes -r requirements/clients.txt
+	@$(PYTEST) tests/conformance
+	@PYTHONPATH=. $(BIN)/python tests/conformance/sdk_resources.py
+
 docs: $(STAMP) ## make the generated pages again: command line, configuration, schema
 	@if test -f docs/generate.py; then $(BIN)/python docs/generate.py; else echo "No page is generated yet."; fi
 
-lock: ## resolve both locks anew (needs uv)
+lock: ## resolve every lock anew (needs uv)
 	@$(LOCK) pyproject.toml -o requirements/core.txt >/dev/null
 	@$(LOCK) pyproject.toml --extra dev -c requirements/core.txt -o requirements/dev.txt >/dev/null
+	@$(LOCK) pyproject.toml --extra clients -c requirements/dev.txt -o requirements/clients.txt >/dev/null
 
 clean: ## remove .venv and every cache
 	@rm -rf .venv build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -121,11 +121,15 @@ class BadRequest(Refused):
 
 
 class NotFound(Refused):
-    """There is no such thing; the message lists what there is."""
+    """There is no such thing; the message lists what there is. `param` names the field that asked for it."""
 
     code = "not_found"
     status = 404
     exit_code = 2
+
+    def __init__(self, problem: str, *, param: str | None = None) -> None:
+        self.param = param
+        super().__init__(problem)
 
 
 class LaneFull(Refused):

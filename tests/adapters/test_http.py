@@ -93,7 +93,12 @@ async def test_a_connection_carries_one_answer_after_another() -> None:
         assert server.connections == 1
         head = server.requests[0].split(b"\r\n")
         assert head[0] == b"POST /v1/chat HTTP/1.1"
-        told = (f"host: 127.0.0.1:{server.port}".encode(), b"authorization: Bearer s", b"x-more: 1", b"content-length: 2")
+        told = (
+            f"host: 127.0.0.1:{server.port}".encode(),
+            b"authorization: Bearer s",
+            b"x-more: 1",
+            b"content-length: 2",
+        )
         assert all(line in head for line in told)
         await client.aclose()
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -257,12 +258,18 @@ async def test_a_whole_answer_is_a_message_with_usage_and_cost(tmp_path: Path) -
 
 
 async def test_the_end_waits_for_the_disk(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as gate, gate.post(STREAM) as response:
-        rest = b""
-        while b"message_stop" not in rest:
-            assert gate.steps() == [] or b"message_delta" in rest
-            rest += await response.content.readany()
-        assert len(gate.steps()) == 1
+    async with gateway(tmp_path) as gate:
+        may_write = threading.Event()
+        gate.kernel.store.submit(lambda tx: may_write.wait(10))
+        async with gate.post(STREAM) as response:
+            rest = b""
+            while b"message_delta" not in rest:
+                rest += await response.content.readany()
+            assert b"message_stop" not in rest
+            assert gate.steps() == []
+            may_write.set()
+            assert b"message_stop" in rest + await response.read()
+            assert len(gate.steps()) == 1
 
 
 async def test_a_limit_that_was_met_is_told(tmp_path: Path) -> None:

@@ -172,34 +172,11 @@ async def test_a_whole_answer_carries_usage_and_cost(tmp_path: Path) -> None:
         answer = await response.json()
         assert response.status == 200
         assert answer["object"] == "chat.completion"
-        assert answer["choices"][0]["message"] == {"role": "assistant", "content": REPLY}
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": REPLY, "refusal": None}
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert answer["usage"] == {"prompt_tokens": 1000, "completion_tokens": 5, "total_tokens": 1005}
         assert response.headers["x-twolane-cost"] == "0.00101"
         assert gate.steps()[0]["cost_pico"] == 1_010_000_000
-
-
-async def test_the_openai_client_is_at_home_here(tmp_path: Path) -> None:
-    openai = pytest.importorskip("openai")
-    async with (
-        gateway(tmp_path) as gate,
-        openai.AsyncOpenAI(base_url=gate.url, api_key="none", max_retries=0) as client,
-    ):
-        whole = await client.chat.completions.create(**ANY)
-        assert whole.choices[0].message.content == REPLY
-        assert whole.usage.completion_tokens == 5
-        stream = await client.chat.completions.create(**STREAM)
-        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == REPLY
-        assert {model.id async for model in client.models.list()} >= {"auto", "main", "other"}
-        assert (await client.models.retrieve("auto")).id == "auto"
-        with pytest.raises(openai.NotFoundError) as caught:
-            await client.chat.completions.create(**{**ANY, "model": "auton"})
-        assert caught.value.code == "model_not_found"
-        assert caught.value.request_id
-        gate.upstream.script = Rehearsal("main", faults="always: error 2").script
-        with pytest.raises(openai.APIError, match="the upstream failed"):
-            async for _ in await client.chat.completions.create(**STREAM):
-                pass
 
 
 async def test_done_waits_for_the_disk_and_the_text_does_not(tmp_path: Path) -> None:

@@ -17,6 +17,12 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 """A single event larger than this is not a completion chunk; the stream is broken off."""
 
 
+_OWN = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation", "anthropic"})
+"""Fields of a chunk that are read one by one. `obfuscation` is padding of that chunk alone."""
+_CHOICE = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
+"""The same for a choice of a chunk."""
+
+
 class EventError(ValueError):
     """The stream holds something that is not a completion chunk, or an error event."""
 
@@ -111,6 +117,8 @@ class Completion:
     choices: dict[int, dict[str, object]] = field(default_factory=dict)
     events: list[Mapping[str, object]] = field(default_factory=list)
     """The upstream's own events, where the call was native and they stand beside the chunks."""
+    further: dict[str, object] = field(default_factory=dict)
+    """What else its chunks said about the answer: `system_fingerprint`, `service_tier`, fields of one server alone."""
     _reader: EventReader = field(default_factory=EventReader)
     _parts: list[str] = field(default_factory=list)
 
@@ -143,6 +151,7 @@ class Completion:
         event = chunk.get("anthropic")
         if isinstance(event, dict):
             self.events.append(event)
+        self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict):
@@ -152,6 +161,7 @@ class Completion:
         index = choice.get("index")
         index = index if isinstance(index, int) else 0
         whole = self.choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
+        whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
         message = whole["message"]
         assert isinstance(message, dict)
         delta = choice.get("delta")
@@ -161,14 +171,11 @@ class Completion:
                 calls = message["tool_calls"] = calls if isinstance(calls, list) else []
                 _merge_tool_calls(calls, part)
             elif name == "role":
-                message["role"] = part
-            elif isinstance(part, str):
-                before = message.get(name)
-                message[name] = before + part if isinstance(before, str) else part
-                if name == "content" and index == 0:
-                    self._parts.append(part)
+                message["role"] = part or message["role"]
             elif part is not None:
-                message[name] = part
+                message[name] = _grown(message.get(name), part)
+                if name == "content" and index == 0 and isinstance(part, str):
+                    self._parts.append(part)
         if choice.get("logprobs"):
             _merge_logprobs(whole, choice["logprobs"])
         if choice.get("finish_reason"):
@@ -179,13 +186,12 @@ class Completion:
     def as_response(self) -> dict[str, object]:
         """The whole answer in the shape of a non-streamed chat completion."""
         response: dict[str, object] = {
+            **self.further,
             "id": self.id,
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
-            "choices": [
-                {"logprobs": None, "finish_reason": None, **self.choices[index]} for index in sorted(self.choices)
-            ],
+            "choices": [_whole_choice(self.choices[index]) for index in sorted(self.choices)],
         }
         if self.usage is not None:
             response["usage"] = usage_fields(self.usage)
@@ -205,6 +211,26 @@ def usage_fields(usage: Usage) -> dict[str, object]:
     if usage.reasoning_tokens is not None:
         fields["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return fields
+
+
+def _whole_choice(choice: Mapping[str, object]) -> dict[str, object]:
+    """A choice with every field that clients of OpenAI count on, `refusal` among them."""
+    message = choice["message"]
+    assert isinstance(message, dict)
+    told = {"refusal": None, **message}
+    return {"logprobs": None, "finish_reason": None, **choice, "message": told}
+
+
+def _grown(before: object, part: object) -> object:
+    """A field of a message after one more part of it: texts and lists are continued, objects member by member."""
+    if isinstance(before, str) and isinstance(part, str):
+        return before + part
+    if isinstance(before, list) and isinstance(part, list):
+        return [*before, *part]
+    if isinstance(before, dict) and isinstance(part, dict):
+        members = {name: _grown(before.get(name), value) for name, value in part.items() if value is not None}
+        return {**before, **members}
+    return part
 
 
 def _merge_tool_calls(calls: list[dict[str, object]], parts: list[object]) -> None:
@@ -230,5 +256,5 @@ def _merge_logprobs(whole: dict[str, object], part: object) -> None:
     logprobs = whole.setdefault("logprobs", {})
     assert isinstance(logprobs, dict)
     for name, values in part.items():
-        if isinstance(values, list):
-            logprobs.setdefault(name, []).extend(values)
+        before = logprobs.get(name)
+        logprobs[name] = _grown(before, values) if values is not None else before

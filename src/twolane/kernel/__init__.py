@@ -126,9 +126,7 @@ class Kernel:
             if section.rule:
                 fixed.pop(name, None)
             else:
-                fixed[name] = routing.decide(
-                    name, light=section.light, rules=(), fallback=section.fallback, facts={}
-                )
+                fixed[name] = routing.decide(name, light=section.light, rules=(), fallback=section.fallback, facts={})
         return fixed
 
     def candidates(self, name: str) -> list[dict[str, object]]:

@@ -19,8 +19,8 @@ TAIL_BYTES = 16_384
 
 
 _SLICE = 2_047
-"""Longer pieces are hashed with the interpreter's lock let go, and getting it back from the writer takes longer than the
-hashing."""
+"""Longer pieces are hashed with the interpreter's lock let go, and getting it back from the writer takes longer than
+the hashing."""
 
 
 class Silence:

@@ -18,7 +18,7 @@ from twolane.online import wire
 from twolane.online.auth import Grant
 from twolane.online.messages import MESSAGES
 from twolane.online.stream import Exchange, Hangup
-from twolane.online.wire import Asked
+from twolane.online.wire import Asked, Flow
 
 _DIRECT = RouteSection(light="")
 """How a call is served that names an upstream itself: by the defaults of a route."""
@@ -73,7 +73,7 @@ def request_of(kernel: Kernel, grant: Grant, asked: Asked, served: RouteSection)
 
 async def _stream(kernel: Kernel, exchange: Exchange, asked: Asked, request: Request, *, is_durable: bool) -> None:
     """The door has peeked at the first event before it gives an answer: only then is status 200 said."""
-    has_failed = False
+    flow: Flow | None = None
     try:
         async with kernel.door.step(request) as answer:
             exchange.tell("x-twolane-step", answer.step)
@@ -87,11 +87,10 @@ async def _stream(kernel: Kernel, exchange: Exchange, asked: Asked, request: Req
                     raise UpstreamError(answer.upstream.name, problem, detail=str(error)) from None
                 if ready:
                     await exchange.write(ready)
-                if b'data: {"error"' in block:
+                if flow.has_failed:
                     answer.status, answer.reason = Status.FAILED, "an error event inside its answer"
-                    has_failed = True
     except UpstreamError:
-        if not has_failed:
+        if flow is None or not flow.has_failed:
             raise
         await exchange.end_stream(b"")  # the client has read the upstream's own error: one is enough
         return

@@ -1,7 +1,8 @@
 """OpenAI's chat completions: what a request means, and what of an answer goes to its client. No I/O here.
 
-A stream passes through untouched, with two exceptions: usage that the client did not ask for is taken out again, and
-the closing `data: [DONE]` is held back until the step's record is on disk.
+A stream passes through untouched, with three exceptions: usage that the client did not ask for is taken out again, an
+upstream's error is told in the one shape that clients know, and the closing `data: [DONE]` is held back until the
+step's record is on disk.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ def _schema(fields: dict[str, object]) -> ReplySchema | None:
 _BLANK = (b"\n\n", b"\n\r\n")
 """What ends an event, for both kinds of line ends."""
 _EVENT_END = re.compile(rb"\n\r?\n")
+_ERROR = re.compile(rb'^data: \{"error".*$', re.MULTILINE)
 _REPORT = re.compile(rb'"usage"\s*:\s*\{')
 """Usage that says something; ordinary chunks may hold `"usage": null`."""
 
@@ -158,14 +160,15 @@ class Outflow:
     blocks that report usage or the end are looked into.
     """
 
-    __slots__ = ("_ending", "_keeps_usage", "_rest")
+    __slots__ = ("_ending", "_keeps_usage", "_rest", "has_failed")
 
     def __init__(self, *, keeps_usage: bool) -> None:
         self._keeps_usage, self._rest, self._ending = keeps_usage, b"", b""
+        self.has_failed = False
 
     def take(self, block: bytes) -> bytes:
         """What may leave now that this block has come; empty where nothing may."""
-        if self._ending:
+        if self._ending or self.has_failed:
             return b""
         if self._rest:
             block, self._rest = self._rest + block, b""
@@ -173,12 +176,17 @@ class Outflow:
             block = self._whole_events(block)
         if b"[DONE]" in block:
             block = self._before_the_end(block)
+        if b'data: {"error"' in block:
+            block = self._until_it_failed(block)
         if not self._keeps_usage and b'"usage"' in block and _REPORT.search(block):
             block = _without_usage(block)
         return block
 
     def end(self) -> bytes:
-        """What was held back, the closing `data: [DONE]`: to be sent when the record is on disk."""
+        """What was held back, the closing `data: [DONE]`: to be sent when the record is on disk. Nothing after an
+        error: an answer that failed has no end."""
+        if self.has_failed:
+            return b""
         return self._ending or self._rest.rstrip() + b"\n\n"
 
     def _whole_events(self, block: bytes) -> bytes:
@@ -188,6 +196,15 @@ class Outflow:
             return block  # nobody could read such an event: let it go as it comes rather than keep all of it
         self._rest = block[at:]
         return block[:at]
+
+    def _until_it_failed(self, block: bytes) -> bytes:
+        """A block up to its first error event, and that in our shape."""
+        for event in _ERROR.finditer(block):
+            told = _error(event.group())
+            if told is not None:
+                self.has_failed, self._ending = True, b""
+                return block[: event.start()] + told
+        return block
 
     def _before_the_end(self, block: bytes) -> bytes:
         end = end_of(block)
@@ -229,3 +246,20 @@ def _stripped(event: bytes) -> bytes:
         return b""
     del chunk["usage"]
     return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def _error(line: bytes) -> bytes | None:
+    """An upstream's error event with every field that clients read; None if it is none: `"error": null` may stand in an
+    ordinary chunk."""
+    try:
+        fault = orjson.loads(line.removeprefix(b"data: ")).get("error")
+    except orjson.JSONDecodeError:
+        return None
+    if not fault:
+        return None
+    given = fault if isinstance(fault, dict) else {"message": fault}
+    told = {name: given.get(name) for name in ("message", "type", "param", "code")}
+    texts = {name: None if value is None else str(value) for name, value in told.items()}
+    for name, otherwise in (("message", "the upstream failed"), ("type", "server_error"), ("code", "upstream_error")):
+        texts[name] = texts[name] or otherwise
+    return b"data: " + orjson.dumps({"error": texts}) + b"\n\n"

@@ -183,6 +183,9 @@ class Events:
 
     __slots__ = ("_ending", "_is_done", "_is_native", "_reader", "_teller")
 
+    has_failed = False
+    """An upstream's own error is raised here, never passed on."""
+
     def __init__(self, teller: Teller) -> None:
         self._reader, self._teller = EventReader(), teller
         self._ending, self._is_done, self._is_native = b"", False, False

@@ -65,7 +65,10 @@ def describe(routes: Iterable[Described]) -> Schema:
             operation["security"] = []
         else:
             operation["responses"] = {"401": _error("No key, or not one of ours.", shape), **operation["responses"]}
-        operation["responses"] = {**operation["responses"], "503": _error("The server stops, or is overcharged.", shape)}
+        operation["responses"] = {
+            **operation["responses"],
+            "503": _error("The server stops, or is overcharged.", shape),
+        }
         paths.setdefault(_template(route.path), {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -275,8 +278,13 @@ SCHEMAS: Mapping[str, Schema] = {
         {"type": {"const": "error"}, "error": _object({"type": TEXT, "message": TEXT}), "request_id": TEXT},
         optional=["request_id"],
     ),
-    "Model": _object({"id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT}),
-    "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Model": _object(
+        {
+            "id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT, "type": {"const": "model"},
+            "display_name": TEXT, "created_at": INSTANT, "lifecycle": TEXT,
+        }
+    ) | {"description": "OpenAI's clients read some of it, Anthropic's the others"},
+    "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}, more=True),
     "Health": _object({"status": {"const": "ok"}}),
     "Description": _object({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}, more=True),
     "Probe": _object(

@@ -18,9 +18,18 @@ REFUSED = frozenset(
 )
 """Fields by which some clients ask a proxy to call another place, or with another key: the route decides that here."""
 
+MAX_PARTS = 16_384
+"""The most messages, and parts of messages, of one request. Half a million tiny ones fit into 20 MB, and to read them
+would keep every other client waiting for seconds."""
+
 
 class Flow(Protocol):
     """What of an upstream's stream goes to the client, in the client's own protocol, and when."""
+
+    @property
+    def has_failed(self) -> bool:
+        """True once an error of the upstream's own was passed on: nothing may follow it."""
+        ...
 
     def take(self, block: bytes) -> bytes:
         """What may leave now that this block has come; empty where nothing may.
@@ -89,7 +98,7 @@ def read_object(body: bytes) -> dict[str, object]:
     """The JSON object in a body, without fields by which a client would choose the address or the key of a call.
 
     Raises:
-        BadRequest: it is not one, or holds such a field.
+        BadRequest: it is not one, or holds such a field, or more than `MAX_PARTS` messages and their parts.
     """
     try:
         fields = orjson.loads(body)
@@ -100,7 +109,18 @@ def read_object(body: bytes) -> dict[str, object]:
     if not REFUSED.isdisjoint(fields):
         refused = next(name for name in fields if name in REFUSED)
         raise BadRequest(f"{refused!r} is not taken: the route decides where a call goes. Leave it out", param=refused)
+    for name in ("messages", "input"):
+        if _parts(fields.get(name)) > MAX_PARTS:
+            raise BadRequest(f"'{name}' may hold at most {MAX_PARTS:,} messages and parts of messages", param=name)
     return fields
+
+
+def _parts(messages: object) -> int:
+    """How many messages there are, and parts of them: those that are lists of parts count as many."""
+    if not isinstance(messages, list) or len(messages) > MAX_PARTS:
+        return len(messages) if isinstance(messages, list) else 0
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    return len(messages) + sum(len(content) for content in contents if isinstance(content, list))
 
 
 def take_model(fields: dict[str, object]) -> str:
@@ -203,17 +223,28 @@ def unforeseen(request_id: str) -> TwolaneError:
 
 
 def model_fields(name: str) -> dict[str, object]:
-    """One model. A route is as old as its configuration, which nobody knows: `created` is 0 because clients want a
-    number."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "twolane"}
+    """One model, as OpenAI's and as Anthropic's clients read it. A route is as old as its configuration, which nobody
+    knows: both times are 1970, because clients want one."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "twolane",
+        "type": "model",
+        "display_name": name,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+    }
 
 
 def models_fields(names: Iterable[str]) -> dict[str, object]:
-    """The list of models."""
-    return {"object": "list", "data": [model_fields(name) for name in names]}
+    """The list of models: one page, whatever a client asks for."""
+    models = [model_fields(name) for name in names]
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": models, "has_more": False, **ends}
 
 
 def no_such_model(error: NotFound) -> NotFound:
     """The same error under the code that OpenAI's clients know."""
-    error.code = "model_not_found"
+    error.code, error.param = "model_not_found", "model"
     return error
