@@ -10,7 +10,7 @@ from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
 from twolane.kernel import ledger
-from twolane.kernel.lanes import Lanes
+from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.step import Answer, Door, Request, Settled, Upstream
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
@@ -35,6 +35,7 @@ class Kernel:
     presence: Presence
     treasury: Treasury
     switches: Switches
+    lanes: Lanes
     door: Door
     upstreams: dict[str, Upstream]
 
@@ -67,20 +68,17 @@ class Kernel:
             owner=presence.name,
             defaults={scope: section for scope, section in config.budget.items() if _is_template(scope)},
         )
-        counts = {
-            name: {Lane.ONLINE: section.slots.online, Lane.BATCH: section.slots.batch}
-            for name, section in config.upstream.items()
-        }
+        lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()})
         door = Door(
             store,
             upstreams=upstreams,
             treasury=treasury,
-            lanes=Lanes(counts),
+            lanes=lanes,
             switches=switches,
             currency=config.currency,
             pseudonym=vault.pseudonym,
         )
-        kernel = cls(config, store, path, vault, presence, treasury, switches, door, upstreams)
+        kernel = cls(config, store, path, vault, presence, treasury, switches, lanes, door, upstreams)
         try:
             await kernel._agree_on_currency()
             await kernel._take_budgets_from_file()
@@ -93,6 +91,7 @@ class Kernel:
     async def aclose(self) -> None:
         """Write what was submitted, close sockets and files."""
         self.switches.close()
+        self.lanes.close()
         for upstream in self.upstreams.values():
             await upstream.model.aclose()
         self.store.close()

@@ -24,9 +24,9 @@ from twolane.domain.canonical import canonical_json, commitment
 from twolane.domain.completion import Completion, EventError
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Status, Subject, Usage
-from twolane.errors import BadRequest, BudgetExceeded, Killed, Unpriced, UpstreamError
+from twolane.errors import BadRequest, BudgetExceeded, Killed, LaneFull, Unpriced, UpstreamError
 from twolane.kernel import ledger, treasury
-from twolane.kernel.lanes import Lanes
+from twolane.kernel.lanes import Claim, Lanes, Permit
 from twolane.kernel.meter import Meter, Silence
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Hold, Treasury
@@ -67,7 +67,7 @@ class Request:
     route: Route
     call: ModelCall
     deadline_s: float | None = None
-    """Longest wait for a slot: online sheds, batch (None) waits."""
+    """Longest wait for a slot, over all attempts of the step: online sheds, batch (None) waits."""
     is_bounded_by_caller: bool = True
     """False: the caller named no `max_tokens`, so it may be lowered to what the budgets can pay."""
     subject: Subject | None = None
@@ -249,6 +249,8 @@ class _Attempt:
         self._door, self._request = door, request
         self._scopes = request.origin.scopes()
         self._release: Callable[[], None] | None = None
+        self._permit: Permit | None = None
+        self._deadline: float | None = None
         self._answer: Answer | None = None
         self._killed: Killed | None = None
         self._task: asyncio.Task[object] | None = None
@@ -268,23 +270,38 @@ class _Attempt:
             raise self._killed from error
 
     async def begin(self) -> Answer:
-        """The first attempt whose first block arrived."""
-        attempt, last = self._request.attempt, None
+        """The first attempt whose first block arrived. A lane that is full hands the call to the route's next upstream
+        at once; one deadline covers them all, so a backoff that would pass it is not slept."""
+        attempt, last, full = self._request.attempt, None, None
+        if self._request.deadline_s is not None:
+            self._deadline = time.monotonic() + self._request.deadline_s
         for name in self._request.route.upstreams:
             upstream = self._door._upstreams[name]
             for retry in range(upstream.retries + 1):
-                if last is not None and retry:
-                    await asyncio.sleep(_backoff_s(retry, last))
+                if last is not None and retry and not await self._back_off(retry, last):
+                    break
                 request = dataclasses.replace(self._request, attempt=attempt)
                 try:
                     return await self._attempt(request, upstream)
+                except LaneFull as error:
+                    full = error if full is None or error.retry_after_s < full.retry_after_s else full
+                    break
                 except UpstreamError as error:
                     last = error
                     attempt += 1
                     if not error.retryable:
                         break
-        assert last is not None
-        raise last
+        refusal = last or full
+        assert refusal is not None
+        raise refusal
+
+    async def _back_off(self, retry: int, last: UpstreamError) -> bool:
+        """Sleep before a further attempt; False, at once, where that would pass the deadline."""
+        delay_s = _backoff_s(retry, last)
+        if self._deadline is not None and time.monotonic() + delay_s > self._deadline:
+            return False
+        await asyncio.sleep(delay_s)
+        return True
 
     async def _attempt(self, request: Request, upstream: Upstream) -> Answer:
         door, step = self._door, new_step_id()
@@ -295,30 +312,54 @@ class _Attempt:
         call = _sized(request.call, upstream)
         meter = Meter(fields, call)
         _check_allowance(request, call, upstream, door._currency)
+        claim = self._claim(request, upstream, call)
+        if request.lane is not Lane.BATCH:
+            door._lanes.expect(upstream.name, claim)  # before any money is held for what will be refused
         try:
             # Batch waits as long as it takes, so it waits before it holds money; online is refused before it waits.
             if request.lane is Lane.BATCH:
-                await self._take_slot(request, upstream, meter)
+                await self._take_slot(claim, upstream, meter)
             # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
             hold = await self._reserve(request, upstream, call, meter)
             if hold is not None:
                 call = meter.call = dataclasses.replace(call, max_tokens=hold.max_tokens)
             if request.lane is not Lane.BATCH:
-                await self._take_slot(request, upstream, meter)
+                await self._take_slot(claim, upstream, meter)
             meter.begin()
             door._switches.started(step, self._scopes, self._kill)
             door._switches.check(self._scopes)
             meter.has_left = True
-            return await self._open(upstream, call, step, meter, hold)
+            answer = await self._open(upstream, call, step, meter, hold)
+            assert self._permit is not None
+            self._permit.answered(_headers_of(answer._stream), (meter.ttft_us or 0) / 1_000_000)
+            return answer
         except BaseException as error:
+            self._tell_failed(upstream, error)
             self._abandon(request, step, meter, upstream, error)
             raise
 
-    async def _take_slot(self, request: Request, upstream: Upstream, meter: Meter) -> None:
-        slots = self._door._lanes.slots(upstream.name, request.lane)
-        meter.queued_us = int(await slots.acquire(request.deadline_s) * 1_000_000)
-        began = time.monotonic()
-        self._release = lambda: slots.release(time.monotonic() - began)
+    def _claim(self, request: Request, upstream: Upstream, call: ModelCall) -> Claim:
+        origin = request.origin
+        tokens = pricing.expected_tokens(call) if self._door._lanes.counts_tokens(upstream.name) else 0
+        return Claim(
+            request.lane, origin.tenant, key=origin.key, run=origin.run, tokens=tokens, deadline=self._deadline
+        )
+
+    async def _take_slot(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
+        permit = self._permit = await self._door._lanes.admit(upstream.name, claim)
+        meter.queued_us = int(permit.waited_s * 1_000_000)
+
+        def release() -> None:
+            usage = meter.usage() if claim.tokens and meter.has_left else None
+            used = None if usage is None else usage.input_tokens + usage.output_tokens
+            permit.release(tokens=used, has_left=meter.has_left)
+
+        self._release = release
+
+    def _tell_failed(self, upstream: Upstream, error: BaseException | None) -> None:
+        """The lanes learn from failures, whether they come before or in the middle of an answer."""
+        if isinstance(error, UpstreamError) and error.upstream == upstream.name and self._permit is not None:
+            self._permit.failed(error.http_status, retry_after_s=error.retry_after_s, headers=_headers_of(error))
 
     async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter) -> Hold | None:
         """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them."""
@@ -405,6 +446,7 @@ class _Attempt:
         if answer is None:
             return
         answer._stream.close()
+        self._tell_failed(answer.upstream, error)
         self._let_go(answer.step)
         meter = answer._meter
         if error is not None:
@@ -528,6 +570,12 @@ def _public(error: BaseException) -> str:
     if isinstance(error, UpstreamError):
         return f"upstream {error.upstream}: {error.problem}"
     return str(error) or type(error).__name__
+
+
+def _headers_of(source: object) -> Mapping[str, str]:
+    """The headers an upstream sent, by name in lower case, where its adapter passes them on."""
+    headers: Mapping[str, str] = getattr(source, "headers", None) or {}
+    return headers
 
 
 def _backoff_s(retry: int, error: UpstreamError) -> float:
