@@ -116,7 +116,9 @@ def _kind(hint: Any) -> str:  # Any: annotations have no common type
 
 def schema_page() -> str:
     """The store as SQL, and its one public view with every column."""
-    sql = resources.files("twolane.store").joinpath("schema.sql").read_text(encoding="utf-8")
+    folder = resources.files("twolane.store")
+    migrations = sorted(file.name for file in folder.iterdir() if file.name.startswith("migration_"))
+    sql = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("schema.sql", *migrations))
     with sqlite3.connect(":memory:") as database:
         database.executescript(sql)
         names = [row[1] for row in database.execute("PRAGMA table_info(trace_steps)")]

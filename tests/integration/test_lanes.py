@@ -45,6 +45,7 @@ async def opened(folder: Path, model: Rehearsal, other: Rehearsal | None = None,
     kernel = await Kernel.open(
         config(folder, up=up, other={}), models={"up": model, "other": other or Rehearsal("other", reply=TEXT)}
     )
+    await kernel.lanes.hold(Lane.ONLINE)
     try:
         yield kernel
         assert [state for state in kernel.lanes.state() if state.busy or state.lent or state.waiting] == []
@@ -121,7 +122,7 @@ async def test_who_was_promised_too_much_is_let_go_at_the_deadline(tmp_path: Pat
         async with kernel.door.step(request()):
             with pytest.raises(LaneFull) as full:
                 await call(kernel, request(deadline_s=0.1))
-        assert full.value.waited_s >= 0.1
+        assert full.value.waited_s > 0.09
         assert full.value.retry_after_s > 0
 
 

@@ -11,6 +11,7 @@ from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
 from twolane.kernel import ledger
 from twolane.kernel.lanes import Lanes, Limits
+from twolane.kernel.leases import Leases
 from twolane.kernel.step import Answer, Door, Request, Settled, Upstream
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
@@ -68,7 +69,8 @@ class Kernel:
             owner=presence.name,
             defaults={scope: section for scope, section in config.budget.items() if _is_template(scope)},
         )
-        lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()})
+        leases = Leases(store, owner=presence.name, is_alive=presence.is_alive)
+        lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()}, leases=leases)
         door = Door(
             store,
             upstreams=upstreams,

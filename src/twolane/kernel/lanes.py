@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from twolane.config import UpstreamSection
 from twolane.domain.records import Lane
 from twolane.errors import LaneFull, UpstreamDown
+from twolane.kernel.leases import Borrower, Leases
 from twolane.kernel.slots import Claim, Permit, Slots, Waiter
 from twolane.rules import feedback, lanes, rates
 from twolane.rules.feedback import Breaker, Pace, State
@@ -79,7 +80,7 @@ class LaneState:
     breaker: State
 
 
-class Gate:
+class Gate(Borrower):
     """One upstream: both lanes, their rates, its breaker and its pace."""
 
     def __init__(
@@ -221,12 +222,25 @@ class Gate:
         self.recall(short)
 
     def recall(self, count: int) -> None:
-        """Ask `count` batch calls for the slots they borrowed."""
+        """Ask `count` batch calls for the slots they borrowed, where they can be interrupted."""
         for permit in reversed(list(self._batch.out)):
-            if count > 0 and permit.is_borrowed and not permit.is_recalled and permit.claim.preempt is not None:
+            if count <= 0 or not self.limits.is_preempted:
+                return
+            if permit.is_borrowed and not permit.is_recalled and permit.claim.preempt is not None:
                 permit.is_recalled = True
                 count -= 1
                 permit.claim.preempt()
+
+    def loan(self, slots: Slots) -> int:
+        """How many slots of the online lane batch uses or would borrow."""
+        if slots is not self._online or not self.limits.lend:
+            return 0
+        is_full = self._batch.occupied() >= self._batch.count > 0
+        return min(self.limits.lend, slots.lent + (len(self._batch.queue) if is_full else 0))
+
+    def changed(self) -> None:
+        """Slots came from, or went to, other processes."""
+        self.serve(self._clock())
 
     # ── foresight ──
 
@@ -306,9 +320,9 @@ class Gate:
                 self.breaker.succeeded()
         elif permit.is_probe and not permit.has_failed:
             self.breaker.left()
+        self._ask(slots)  # before anybody is served: another process may be owed this slot
         if self._online.queue or self._batch.queue:
             self.serve(now)
-        self._ask(slots)
 
     def _give_back(self) -> None:
         self._batch.borrowed -= 1
@@ -386,12 +400,27 @@ class Gate:
 class Lanes:
     """Every upstream's gate. Without leases this process holds all slots there are."""
 
-    def __init__(self, limits: Mapping[str, Limits], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._gates = {name: Gate(name, each, clock=clock) for name, each in limits.items()}
+    def __init__(
+        self,
+        limits: Mapping[str, Limits],
+        *,
+        leases: Leases | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._leases = leases
+        ask = leases.ask if leases is not None else None
+        self._gates = {name: Gate(name, each, clock=clock, ask=ask) for name, each in limits.items()}
         for gate in self._gates.values():
-            for slots in gate.slots.values():
-                slots.resize(slots.total, clock(), is_fresh=True)
+            for lane, slots in gate.slots.items():
+                if leases is None:
+                    slots.resize(slots.total, clock(), is_fresh=True)
+                else:
+                    leases.add(slots, gate, lend=gate.limits.lend if lane is Lane.ONLINE else 0)
+
+    async def hold(self, lane: Lane) -> None:
+        """Lease this lane's slots on every upstream now, so that no call has to wait for the store."""
+        if self._leases is not None:
+            await self._leases.hold(lane)
 
     def try_admit(self, upstream: str, claim: Claim) -> Permit | None:
         """A permit at once, None where none is free. A few microseconds: no await, no task, no timer."""
@@ -428,6 +457,8 @@ class Lanes:
         return [state for gate in self._gates.values() for state in gate.state()]
 
     def close(self) -> None:
-        """Stop every timer."""
+        """Stop every timer and give back what was leased."""
         for gate in self._gates.values():
             gate.close()
+        if self._leases is not None:
+            self._leases.close()

@@ -219,6 +219,7 @@ class Slots:
     def slot_wait(self, place: int, limit: int, now: float, *, recallable: int = 0, lent: list[float]) -> float:
         """Seconds until a slot is free for the one that `place` others precede. `lent` are the ages of the calls in
         lent slots; `recallable` of these slots come back as soon as they are asked for."""
+        expected_s = self.expected_s()
         own = [now - permit.began for permit in self.out if not permit.is_borrowed]
-        ages = sorted((*own, *sorted(lent)[recallable:]), reverse=True)
-        return slot_wait(place, limit=limit, ages=[float("inf")] * recallable + ages, hold_s=self.expected_s())
+        ages = [expected_s] * recallable + sorted(lent)[recallable:] + own
+        return slot_wait(place, limit=limit, ages=ages, hold_s=expected_s)

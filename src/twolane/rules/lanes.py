@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 OVERDUE = 8
-"""A call that has lasted longer than usual is expected to end within this part of the usual time."""
+"""A call that has lasted longer than usual is expected to end after this part of the time it has taken."""
 
 
 class FairQueue(Generic[T]):
@@ -97,8 +97,8 @@ class FairQueue(Generic[T]):
 def slot_wait(place: int, *, limit: int, ages: Sequence[float], hold_s: float) -> float:
     """Seconds until a slot comes free for the one that `place` others precede; `inf` where there are no slots.
 
-    `ages` are the seconds the calls in flight have lasted, the oldest first; each is expected to last `hold_s`, and so
-    is whatever takes its slot after it.
+    `ages` are the seconds the calls in flight have lasted; each is expected to last `hold_s`, and so is whatever takes
+    its slot after it. One that has lasted longer is expected to last a little longer still.
     """
     if limit < 1:
         return math.inf
@@ -107,8 +107,8 @@ def slot_wait(place: int, *, limit: int, ages: Sequence[float], hold_s: float) -
     if ending < 0:
         return 0.0
     rounds, at = divmod(ending, max(limit, len(ages)))
-    age = ages[at] if at < len(ages) else 0.0
-    return max(hold_s - age, hold_s / OVERDUE) + rounds * hold_s
+    rests = sorted(max(hold_s - age, max(hold_s, age) / OVERDUE) for age in ages)
+    return (rests[at] if at < len(rests) else hold_s) + rounds * hold_s
 
 
 def split(per_minute: int, slots: Mapping[str, int]) -> dict[str, int]:

@@ -32,7 +32,7 @@ REST_S = 0.002
 RETRY_S = 0.0005
 PATIENCE_S = 30.0
 """How long another process may hold the write lock before a write fails."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _named_queries() -> dict[str, str]:
