@@ -383,3 +383,139 @@ async def test_a_refusal_holds_no_money(tmp_path: Path) -> None:
             assert len(kernel.store.all("reservations")) == 1
         await kernel.store.write(lambda tx: None)
         assert kernel.store.all("reservations") == []
+
+
+# ── lending ──
+
+
+@asynccontextmanager
+async def lending(folder: Path, model: Rehearsal, **up: Any) -> AsyncIterator[Kernel]:
+    """Three online slots of which two may be lent, one of batch; both leased. Any: fields of the section."""
+    async with opened(folder, model, slots=Slots(online=3, batch=1), **{"lend": 2, **up}) as kernel:
+        await kernel.lanes.hold(Lane.BATCH)
+        yield kernel
+
+
+async def test_nothing_is_lent_unless_it_is_said(tmp_path: Path) -> None:
+    async with lending(tmp_path, Rehearsal("up", faults="always: hang 1"), lend=0) as kernel:
+        tasks = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(3)]
+        await until(lambda: lane(kernel, Lane.BATCH).busy == 1 and lane(kernel, Lane.BATCH).waiting == 2)
+        assert lane(kernel).lent == 0
+        await cancel_all(tasks)
+
+
+async def cancel_all(tasks: list[asyncio.Task[str]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_batch_borrows_idle_slots_and_a_step_that_ends_gives_its_slot_to_online(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    class Held(Rehearsal):
+        async def open(self, call: ModelCall) -> Any:  # Any: the rehearsal's own stream
+            if self.requests < 3:
+                self.requests += 1
+                await gate.wait()
+            return await super().open(call)
+
+    model = Held("up", reply=TEXT)
+    async with lending(tmp_path, model) as kernel:
+        batch = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(6)]
+        await until(lambda: model.requests == 3)
+        assert (lane(kernel).lent, lane(kernel, Lane.BATCH).busy, lane(kernel, Lane.BATCH).waiting) == (2, 3, 3)
+        permit = kernel.lanes.try_admit("up", Claim(Lane.ONLINE, "t"))
+        assert permit is not None  # the one that is never lent
+        order: list[str] = []
+
+        async def ask() -> None:
+            (await kernel.lanes.admit("up", Claim(Lane.ONLINE, "t"))).release()
+            order.append("online")
+
+        online = asyncio.create_task(ask())
+        await until(lambda: lane(kernel).waiting == 1)
+        for task in batch:
+            task.add_done_callback(lambda _: order.append("batch"))
+        gate.set()
+        await asyncio.gather(online, *batch)
+        assert order.index("online") <= 3  # within a step of those that ran
+        permit.release()
+
+
+async def test_a_preempted_step_begins_again_by_itself_and_is_recorded_as_what_it_was(tmp_path: Path) -> None:
+    model = Rehearsal("up", reply=TEXT, token_ms=20)
+    async with lending(tmp_path, model, preempt=True) as kernel:
+        await kernel.treasury.set_budget("tenant:t", period="total", pico=10**14, tokens=None, actor="test")
+        batch = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(3)]
+        await until(lambda: model.active == 3 and model.tokens >= 9)
+        began = time.monotonic()
+        answers = await asyncio.gather(*(call(kernel, request()) for _ in range(3)))
+        assert answers == [TEXT] * 3
+        assert (await asyncio.gather(*batch)) == [TEXT] * 3
+        assert time.monotonic() - began < 5
+        assert all(task.cancelling() == 0 for task in batch)
+        preempted = [row for row in rows(kernel) if row["status"] == "cancelled"]
+        assert len(preempted) == 2
+        assert all(row["reason"].startswith("preempted") and row["cost_pico"] > 0 for row in preempted)
+        ok = [row for row in rows(kernel) if row["status"] == "ok"]
+        assert sorted(row["attempt"] for row in ok) == [1, 1, 1, 1, 2, 2]
+        assert kernel.store.all("reservations") == []
+        spent = kernel.store.one("spending", scope="tenant:t", window="total")
+        assert spent is not None
+        assert (spent["held_pico"], spent["spent_pico"]) == (0, sum(row["cost_pico"] for row in rows(kernel)))
+
+
+async def test_a_step_is_preempted_before_its_first_token_as_well_and_as_often_as_it_takes(tmp_path: Path) -> None:
+    model = Rehearsal("up", reply=TEXT, first_token_ms=60)
+    async with lending(tmp_path, model, preempt=True) as kernel:
+        batch = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(3)]
+        for _ in range(3):
+            await until(lambda: model.active == 3 or all(task.done() for task in batch))
+            await asyncio.gather(*(call(kernel, request()) for _ in range(3)))
+        assert (await asyncio.gather(*batch)) == [TEXT] * 3
+        assert {"ok", "cancelled"} <= {row["status"] for row in rows(kernel)} <= {"ok", "cancelled", "unreached"}
+
+
+async def test_a_step_is_preempted_while_its_hold_is_on_its_way(tmp_path: Path) -> None:
+    model = Rehearsal("up", reply=TEXT)
+    async with lending(tmp_path, model, preempt=True) as kernel:
+        batch = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(3)]
+        await until(lambda: lane(kernel).lent == 2)
+        assert model.requests == 0
+        assert await asyncio.gather(*(call(kernel, request()) for _ in range(3))) == [TEXT] * 3
+        assert (await asyncio.gather(*batch)) == [TEXT] * 3
+        assert kernel.store.all("reservations") == []
+
+
+@pytest.mark.parametrize("when", ["opening", "streaming"])
+async def test_who_leaves_while_being_preempted_leaves(tmp_path: Path, when: str) -> None:
+    model = Rehearsal("up", faults=f"always: hang {1 if when == 'streaming' else 0}")
+    async with lending(tmp_path, model, preempt=True) as kernel:
+        batch = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(3)]
+        await until(lambda: model.active == 3 and (model.tokens == 3 or when == "opening"))
+        online = [asyncio.create_task(call(kernel, request())) for _ in range(2)]
+        await until(lambda: model.requests >= 4)
+        await cancel_all([*batch, *online])
+        assert all(task.cancelled() for task in batch)
+        await kernel.store.write(lambda tx: None)
+        assert kernel.store.all("reservations") == []
+        assert model.active == 0
+
+
+async def test_loans_go_to_other_processes_and_come_back(tmp_path: Path) -> None:
+    """A gateway and a worker, each with its own view of one store."""
+    slots = Slots(online=3, batch=1)
+    up: dict[str, Any] = {"slots": slots, "lend": 2, "preempt": True}
+    model = Rehearsal("up", reply=TEXT, token_ms=50)
+    async with opened(tmp_path, Rehearsal("up", faults="always: hang 1"), **up) as gateway:
+        worker = await Kernel.open(config(tmp_path, up=up, other={}), models={"up": model})
+        batch = [asyncio.create_task(call(worker, request(Lane.BATCH))) for _ in range(4)]
+        await until(lambda: lane(worker, Lane.BATCH).busy == 3)
+        assert (lane(gateway).held, lane(worker).lent) == (1, 2)
+        online = [asyncio.create_task(call(gateway, request(deadline_s=20))) for _ in range(3)]
+        await until(lambda: lane(gateway).busy == 3)
+        assert lane(worker).lent == lane(worker).held == 0
+        assert await asyncio.gather(*batch) == [TEXT] * 4
+        await cancel_all(online)
+        await worker.aclose()

@@ -92,6 +92,7 @@ class Answer:
         self._stream, self._meter = stream, meter
         self._blocks = stream.__aiter__()
         """One iterator from the first peek to the last block: a stream need not be able to begin again."""
+        self._owner: _Attempt | None = None
 
     @property
     def ttft_us(self) -> int | None:
@@ -125,11 +126,26 @@ class Answer:
             raise UpstreamError(self.upstream.name, problem, retryable=True)
 
     async def whole(self) -> Completion:
-        """Read to the end.
+        """Read to the end. A batch call whose borrowed slot is taken back begins again by itself, with another `step`.
 
         Raises:
             UpstreamError: it broke off, or sent something that is not a completion.
         """
+        while True:
+            try:
+                with _Restartable(self._owner):
+                    return await self._read_whole()
+            except asyncio.CancelledError:
+                if self._owner is None or not await self._owner.renew(self):
+                    raise
+
+    def become(self, other: Answer) -> None:
+        """Go on as another attempt's answer."""
+        self.step, self.upstream, self.hold = other.step, other.upstream, other.hold
+        self.status, self.reason, self.recorded = Status.OK, "", None
+        self._stream, self._meter, self._blocks = other._stream, other._meter, other._blocks
+
+    async def _read_whole(self) -> Completion:
         completion = Completion()
         try:
             async for block in self:
@@ -242,6 +258,28 @@ class Door:
         return request.subject.salt if request.subject else bytes.fromhex(self._pseudonym("salt", step))
 
 
+class _Preempted(asyncio.CancelledError):
+    """A batch call's borrowed slot was wanted back. Never leaves this file."""
+
+    def __init__(self) -> None:
+        super().__init__("preempted: the slot it borrowed was wanted online, so it begins again")
+
+
+class _Restartable:
+    """While open, the step can begin again by itself: nobody has seen anything of it."""
+
+    def __init__(self, attempt: _Attempt | None) -> None:
+        self._attempt = attempt
+
+    def __enter__(self) -> None:
+        if self._attempt is not None:
+            self._attempt.can_restart = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._attempt is not None:
+            self._attempt.can_restart = False
+
+
 class _Attempt:
     """The attempts of one step; every hold it takes is ended on every path, in `__aexit__`, without an await."""
 
@@ -251,6 +289,9 @@ class _Attempt:
         self._release: Callable[[], None] | None = None
         self._permit: Permit | None = None
         self._deadline: float | None = None
+        self.can_restart = False
+        self._is_preempted = False
+        self._cancelled_before = 0
         self._answer: Answer | None = None
         self._killed: Killed | None = None
         self._task: asyncio.Task[object] | None = None
@@ -258,12 +299,15 @@ class _Attempt:
 
     async def __aenter__(self) -> _Attempt:
         self._task = asyncio.current_task()
+        self._cancelled_before = self._task.cancelling() if self._task is not None else 0
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end(error)
+        if self._is_preempted and self._task is not None:
+            self._task.uncancel()  # something else ended the step first, and swallowed it
         if self._killed is not None:
             if self._is_cancelled and self._task is not None:
                 self._task.uncancel()
@@ -276,24 +320,54 @@ class _Attempt:
         if self._request.deadline_s is not None:
             self._deadline = time.monotonic() + self._request.deadline_s
         for name in self._request.route.upstreams:
-            upstream = self._door._upstreams[name]
-            for retry in range(upstream.retries + 1):
+            upstream, retry = self._door._upstreams[name], 0
+            while retry <= upstream.retries:
                 if last is not None and retry and not await self._back_off(retry, last):
                     break
                 request = dataclasses.replace(self._request, attempt=attempt)
                 try:
-                    return await self._attempt(request, upstream)
+                    with _Restartable(self):
+                        return await self._attempt(request, upstream)
+                except _Preempted:
+                    self._end_preemption()
+                    attempt += 1
                 except LaneFull as error:
                     full = error if full is None or error.retry_after_s < full.retry_after_s else full
                     break
                 except UpstreamError as error:
                     last = error
                     attempt += 1
+                    retry += 1
                     if not error.retryable:
                         break
         refusal = last or full
         assert refusal is not None
         raise refusal
+
+    async def renew(self, answer: Answer) -> bool:
+        """Begin again where the cancellation that came was a preemption; `answer` then goes on as the new attempt's."""
+        if not self._is_preempted or self._killed is not None:
+            return False
+        self._end(_Preempted())
+        self._answer = None
+        self._end_preemption()
+        self._request = dataclasses.replace(self._request, attempt=answer._meter.attempt() + 1)
+        answer.become(await self.begin())
+        self._answer = answer
+        return True
+
+    def _preempt(self) -> None:
+        """The lane wants a borrowed slot back. Where the step cannot begin again, or is about to end, it keeps it."""
+        is_ending = self._answer is not None and self._answer._meter.is_complete()
+        if self._task is not None and self.can_restart and not is_ending and self._killed is None:
+            self._is_preempted = True
+            self._task.cancel()
+
+    def _end_preemption(self) -> None:
+        """Take back the cancellation that was ours; one that somebody else sent as well goes on."""
+        self._is_preempted = False
+        if self._task is not None and self._task.uncancel() > self._cancelled_before:
+            raise asyncio.CancelledError
 
     async def _back_off(self, retry: int, last: UpstreamError) -> bool:
         """Sleep before a further attempt; False, at once, where that would pass the deadline."""
@@ -330,11 +404,16 @@ class _Attempt:
             door._switches.check(self._scopes)
             meter.has_left = True
             answer = await self._open(upstream, call, step, meter, hold)
+            answer._owner = self
             assert self._permit is not None
             self._permit.answered(_headers_of(answer._stream), (meter.ttft_us or 0) / 1_000_000)
             return answer
         except BaseException as error:
             self._tell_failed(upstream, error)
+            if isinstance(error, asyncio.CancelledError) and self._is_preempted and self._killed is None:
+                preempted = _Preempted()
+                self._abandon(request, step, meter, upstream, preempted)
+                raise preempted from None
             self._abandon(request, step, meter, upstream, error)
             raise
 
@@ -342,7 +421,13 @@ class _Attempt:
         origin = request.origin
         tokens = pricing.expected_tokens(call) if self._door._lanes.counts_tokens(upstream.name) else 0
         return Claim(
-            request.lane, origin.tenant, key=origin.key, run=origin.run, tokens=tokens, deadline=self._deadline
+            request.lane,
+            origin.tenant,
+            key=origin.key,
+            run=origin.run,
+            tokens=tokens,
+            deadline=self._deadline,
+            preempt=self._preempt if request.lane is Lane.BATCH else None,
         )
 
     async def _take_slot(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
