@@ -126,6 +126,34 @@ async def test_who_was_promised_too_much_is_let_go_at_the_deadline(tmp_path: Pat
         assert full.value.retry_after_s > 0
 
 
+async def test_a_line_that_never_empties_does_not_make_everyone_wait_to_the_end(tmp_path: Path) -> None:
+    """Three times as much is asked as can be served: those let in are served soon, and no fewer are served for it."""
+    model = Rehearsal("up", reply=TEXT, first_token_ms=40)
+    async with opened(tmp_path, model, slots=Slots(online=2, batch=1)) as kernel:
+        waits: list[tuple[float, float]] = []
+        began = time.monotonic()
+
+        async def person() -> None:
+            asked = time.monotonic()
+            try:
+                async with kernel.door.step(request(deadline_s=0.5)) as answer:
+                    waits.append((asked - began, time.monotonic() - asked))
+                    await answer.whole()
+            except LaneFull:
+                pass
+
+        people = []
+        while time.monotonic() - began < 3:
+            people.append(asyncio.create_task(person()))
+            await asyncio.sleep(0.006)
+        await asyncio.gather(*people)
+        late = sorted(wait for asked, wait in waits if asked > 1.2)
+        assert (
+            late[len(late) // 2] < 0.25
+        )  # 40 ms of it are the upstream's own; to the deadline it would be half a second
+        assert len(late) > 20
+
+
 async def test_tenants_take_turns_whoever_asks_more(tmp_path: Path) -> None:
     async with opened(tmp_path, Rehearsal("up"), slots=ONE) as kernel:
         order: list[str] = []
@@ -441,6 +469,18 @@ async def test_batch_borrows_idle_slots_and_a_step_that_ends_gives_its_slot_to_o
         await asyncio.gather(online, *batch)
         assert order.index("online") <= 3  # within a step of those that ran
         permit.release()
+
+
+async def test_a_lane_whose_idle_slots_are_lent_is_not_taken_for_overloaded(tmp_path: Path) -> None:
+    """Nobody online finds a free place at once, since batch has them all; and everybody is served within a step."""
+    model = Rehearsal("up", reply=TEXT, first_token_ms=40)
+    async with opened(tmp_path, model, slots=Slots(online=2, batch=1), lend=2) as kernel:
+        batch = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(200)]
+        await until(lambda: lane(kernel).lent == 2)
+        began = time.monotonic()
+        while time.monotonic() - began < 1.2:
+            assert await call(kernel, request(deadline_s=0.4)) == TEXT
+        await cancel_all(batch)
 
 
 async def test_a_preempted_step_begins_again_by_itself_and_is_recorded_as_what_it_was(tmp_path: Path) -> None:

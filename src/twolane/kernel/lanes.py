@@ -110,7 +110,10 @@ class Gate(Borrower):
         """A permit, where there is a free place and nobody before."""
         slots, now = self.slots[claim.lane], self._clock()
         is_borrowed = self._free(slots, claim, now)
-        return None if is_borrowed is None else self._let_in(slots, claim, now, now, is_borrowed=is_borrowed)
+        if is_borrowed is None:
+            return None
+        slots.free_at = now
+        return self._let_in(slots, claim, now, now, is_borrowed=is_borrowed)
 
     async def admit(self, claim: Claim) -> Permit:
         """A permit, after waiting for it if there is hope.
@@ -145,8 +148,13 @@ class Gate(Borrower):
             return
         if claim.deadline is not None and not self.breaker.admits(now):
             raise self._down(claim, now)
-        is_late = claim.deadline is not None and now + self._predict(claim, now) > claim.deadline
+        if slots.lent:
+            slots.free_at = now  # it would find a free place, had none been lent: that is no overload
+        is_late = claim.deadline is not None and self._predict(claim, now) > slots.patience(claim.deadline - now, now)
+        if slots.lent and slots.held_s is None and slots.other_held_s is None:
+            is_late = False  # with every slot lent from the start, refusing on a guess would keep it a guess
         if is_late or len(slots.queue) >= LONGEST_LINE[claim.lane]:
+            slots.refused_at = now
             raise self._full(claim, 0.0)
 
     def serve(self, now: float) -> None:
@@ -215,18 +223,19 @@ class Gate(Borrower):
 
     def _recall(self) -> None:
         """Take lent slots back for those who wait online, the youngest calls first: they lose least."""
-        online, batch = self._online, self._batch
+        online = self._online
         if not (self.limits.is_preempted and online.queue and online.lent) or self._place(online) is not None:
             return
-        short = len(online.queue) - sum(permit.is_recalled for permit in batch.out if permit.is_borrowed)
-        self.recall(short)
+        self.recall(len(online.queue))
 
     def recall(self, count: int) -> None:
-        """Ask `count` batch calls for the slots they borrowed, where they can be interrupted."""
-        for permit in reversed(list(self._batch.out)):
-            if count <= 0 or not self.limits.is_preempted:
-                return
-            if permit.is_borrowed and not permit.is_recalled and permit.claim.preempt is not None:
+        """See that `count` lent slots are on their way back, where their calls can be interrupted."""
+        if not self.limits.is_preempted:
+            return
+        lent = [permit for permit in self._batch.out if permit.is_borrowed]
+        count -= sum(permit.is_recalled for permit in lent)
+        for permit in reversed(lent):
+            if count > 0 and not permit.is_recalled and permit.claim.preempt is not None:
                 permit.is_recalled = True
                 count -= 1
                 permit.claim.preempt()
@@ -268,7 +277,7 @@ class Gate(Borrower):
         wait_s = wait_s if wait_s < math.inf else slots.expected_s()
         self._refusals += 1
         spread = self._refusals * 0.618034 % 1.0  # the golden section: whatever their number, evenly
-        retry_after_s = max(SHORTEST_SLEEP_S, wait_s * (1.0 + spread))
+        retry_after_s = max(wait_s, slots.expected_s() / lanes.OVERDUE) * (1.0 + spread)
         return LaneFull(claim.lane, self.name, waited_s=waited_s, retry_after_s=retry_after_s)
 
     def _down(self, claim: Claim, now: float, waited_s: float = 0.0) -> UpstreamDown:
@@ -316,6 +325,8 @@ class Gate(Borrower):
         if permit.is_answered and not permit.has_failed:
             held_s = now - permit.began
             slots.held_s = held_s if slots.held_s is None else slots.held_s + (held_s - slots.held_s) / 8
+            other = self._batch if slots is self._online else self._online
+            other.other_held_s = slots.held_s
             if self.breaker.state is State.CLOSED:
                 self.breaker.succeeded()
         elif permit.is_probe and not permit.has_failed:

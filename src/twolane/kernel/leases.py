@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twolane.kernel import ledger
 from twolane.kernel.slots import Slots
@@ -63,6 +63,9 @@ class Lease:
     unreported: int = 0
     """Given back here, and not yet in the store."""
     is_writing: bool = False
+    turn: int = 0
+    others: list[Member] = field(default_factory=list)
+    """The other members at the last look."""
 
     def demand(self) -> int:
         """How many slots its own calls could use."""
@@ -93,6 +96,7 @@ class Leases:
         self._swept = float("-inf")
         self._poller: asyncio.Task[None] | None = None
         self._granted = asyncio.Event()
+        self._is_closed = False
 
     def add(self, slots: Slots, gate: Borrower, *, lend: int) -> None:
         """Lease this lane from now on."""
@@ -101,7 +105,7 @@ class Leases:
     def ask(self, slots: Slots) -> None:
         """The demand of this lane changed: tell the store, if that changes what we should hold."""
         lease = self._leases[slots.upstream, str(slots.lane)]
-        if not lease.is_writing and lease.is_due():
+        if not lease.is_writing and lease.is_due() and not self._is_closed:
             self._write(lease)
 
     async def hold(self, lane: str) -> None:
@@ -123,6 +127,7 @@ class Leases:
 
     def close(self) -> None:
         """Leave every lane: one message to the writer."""
+        self._is_closed = True
         if self._poller is None:
             return
         self._poller.cancel()
@@ -198,20 +203,29 @@ class Leases:
             for row in self._store.all("lane_members"):
                 rows.setdefault((row["upstream"], row["lane"]), []).append(row)
             for key, lease in self._leases.items():
-                self._compare(lease, [_member(row) for row in rows.get(key, [])])
+                self._take_in(lease, [_member(row) for row in rows.get(key, [])])
         for lease in self._leases.values():
-            if not lease.is_writing and lease.is_due():
+            if lease.is_writing:
+                continue
+            self._compare(lease)
+            if lease.is_due():
                 self._write(lease)
 
-    def _compare(self, lease: Lease, members: list[Member]) -> None:
-        """What the others' rows mean for us."""
+    def _take_in(self, lease: Lease, members: list[Member]) -> None:
+        """Read the rows of a lane: others may have given us slots."""
+        lease.others = [member for member in members if member.owner != self._owner]
         mine = next((member for member in members if member.owner == self._owner), None)
-        if mine is None or lease.is_writing:
+        if mine is not None and not lease.is_writing:
+            lease.turn = mine.turn
+            self._hold(lease, _Held(mine.holds, is_fresh=False))
+
+    def _compare(self, lease: Lease) -> None:
+        """What we should give back, as our own demand is now, while others lack some."""
+        lease.owed = 0
+        if not lease.slots.count or not any(member.lacks() for member in lease.others):
             return
-        self._hold(lease, _Held(mine.holds, is_fresh=False))
-        others = [member for member in members if member.owner != self._owner]
-        me = Member(self._owner, lease.slots.count, lease.demand(), lease.gate.loan(lease.slots), mine.turn)
-        lease.owed = lanes.owed(self._owner, lease.slots.total, [*others, me], lend=lease.lend)
+        me = Member(self._owner, lease.slots.count, lease.demand(), lease.gate.loan(lease.slots), lease.turn)
+        lease.owed = lanes.owed(self._owner, lease.slots.total, [*lease.others, me], lend=lease.lend)
         if lease.owed > lease.idle():
             lease.gate.recall(lease.owed - lease.idle())
 

@@ -11,6 +11,11 @@ from twolane.domain.records import Lane
 from twolane.rules.lanes import FairQueue, slot_wait
 from twolane.rules.rates import Bucket
 
+SURE = 0.95
+"""The part of a deadline within which a place must be foreseen: what is expected at its very end comes too late."""
+STANDING, LEAST_STANDING_S, CALM_S = 8, 0.05, 5.0
+"""Once a line stands, newcomers may wait this part of a call's usual time; it does until nobody was refused so long."""
+
 FIRST_HELD_S = 1.0
 """How long a call is expected to hold its slot before any has ended."""
 
@@ -125,14 +130,22 @@ class Slots:
     """How many slots of this lane the other one uses."""
     held_s: float | None = None
     """How long a slot is held, smoothed over the calls that were answered; None before the first."""
+    other_held_s: float | None = None
+    """The same of the upstream's other lane."""
     queue: FairQueue[Waiter] = field(default_factory=FairQueue)
     out: dict[Permit, None] = field(default_factory=dict)
     """The permits in use, oldest first."""
     queued_tokens: int = 0
+    is_standing: bool = False
+    free_at: float = 0.0
+    """When a newcomer last found a place free."""
+    refused_at: float = float("-inf")
+    """When somebody was last told at once that there is no hope."""
     calls: Bucket | None = None
     tokens: Bucket | None = None
 
     def __post_init__(self) -> None:
+        self.free_at = self.now
         if self.calls_a_minute is not None:
             self.total = min(self.total, self.calls_a_minute)  # a slot with less than one call a minute is none
             self.calls = Bucket(self.now, is_counted=True)
@@ -154,8 +167,9 @@ class Slots:
         return min(self.total, self.busy - self.borrowed + len(self.queue))
 
     def expected_s(self) -> float:
-        """How long a slot is held."""
-        return FIRST_HELD_S if self.held_s is None else self.held_s
+        """How long a slot is held; before a call of this lane has ended, as long as one of the other lane."""
+        known = self.held_s if self.held_s is not None else self.other_held_s
+        return FIRST_HELD_S if known is None else known
 
     # ── the line ──
 
@@ -175,6 +189,21 @@ class Slots:
         """Leave the line, where it still stands in it."""
         if self.queue.remove(waiter.claim.tenant, waiter.claim.within(), waiter):
             self.queued_tokens -= waiter.claim.tokens
+
+    def patience(self, left_s: float, now: float) -> float:
+        """How long a newcomer with `left_s` to its deadline may wait for its turn.
+
+        A line stands where nobody found a free place for as long as that: it is no burst, more is asked than can be
+        given, and whoever joined would wait to the end of its deadline for nothing, since no more are served for it.
+        Until it is calm again only those are let in who are served soon.
+        """
+        if now - self.free_at > left_s:
+            self.is_standing = True
+        elif self.is_standing and now - self.refused_at > min(CALM_S, left_s):
+            self.is_standing = False
+        if not self.is_standing:
+            return SURE * left_s
+        return min(SURE * left_s, max(LEAST_STANDING_S, self.expected_s() / STANDING))
 
     def place(self, claim: Claim) -> int:
         """How many would be before it."""
