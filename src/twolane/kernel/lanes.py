@@ -112,7 +112,7 @@ class Gate(Borrower):
         is_borrowed = self._free(slots, claim, now)
         if is_borrowed is None:
             return None
-        slots.free_at = now
+        slots.found_free(now)
         return self._let_in(slots, claim, now, now, is_borrowed=is_borrowed)
 
     async def admit(self, claim: Claim) -> Permit:
@@ -149,12 +149,10 @@ class Gate(Borrower):
         if claim.deadline is not None and not self.breaker.admits(now):
             raise self._down(claim, now)
         if slots.lent:
-            slots.free_at = now  # it would find a free place, had none been lent: that is no overload
-        is_late = claim.deadline is not None and self._predict(claim, now) > slots.patience(claim.deadline - now, now)
-        if slots.lent and slots.held_s is None and slots.other_held_s is None:
-            is_late = False  # with every slot lent from the start, refusing on a guess would keep it a guess
-        if is_late or len(slots.queue) >= LONGEST_LINE[claim.lane]:
-            slots.refused_at = now
+            slots.found_free(now)
+        wait_s, left_s = self._foreseen(claim, now)
+        if wait_s > slots.patience(left_s, now) or len(slots.queue) >= LONGEST_LINE[claim.lane]:
+            slots.refused(wait_s, left_s, now)
             raise self._full(claim, 0.0)
 
     def serve(self, now: float) -> None:
@@ -178,7 +176,7 @@ class Gate(Borrower):
             wait = max(self._closed_until - now, self.breaker.wait(now), slots.rate_wait(claim.tokens, now))
             if wait > 0:
                 if slots.tokens is not None:
-                    slots.tokens.save(claim.tokens, now)
+                    slots.tokens.save(claim.tokens)
                 return now + wait
             waiter = slots.pop()
             waiter.turn.set_result(self._let_in(slots, claim, now, waiter.began, is_borrowed=is_borrowed))
@@ -253,6 +251,16 @@ class Gate(Borrower):
 
     # ── foresight ──
 
+    def _foreseen(self, claim: Claim, now: float) -> tuple[float, float]:
+        """How long it would wait, and how long it can; (0, inf) for whoever waits as long as it takes."""
+        slots = self.slots[claim.lane]
+        is_guess = slots.held_s is None and slots.other_held_s is None
+        if claim.deadline is None:
+            return 0.0, math.inf
+        left_s = claim.deadline - now
+        # With every slot lent from the start nobody has been answered: refusing on a guess would keep it a guess.
+        return (0.0 if is_guess and slots.lent else self._predict(claim, now)), left_s
+
     def _predict(self, claim: Claim, now: float) -> float:
         """Seconds until it would be let in."""
         slots = self.slots[claim.lane]
@@ -319,6 +327,7 @@ class Gate(Borrower):
         del slots.out[permit]
         if permit.is_borrowed:
             self._give_back()
+            self._ask(self._online)
         elif slots is self._batch and slots.borrowed:
             self._move_over()
         slots.correct_rate(permit.claim.tokens, tokens, now, has_left=has_left)

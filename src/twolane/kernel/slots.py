@@ -136,16 +136,15 @@ class Slots:
     out: dict[Permit, None] = field(default_factory=dict)
     """The permits in use, oldest first."""
     queued_tokens: int = 0
-    is_standing: bool = False
-    free_at: float = 0.0
-    """When a newcomer last found a place free."""
+    contended_since: float = 0.0
+    """When a newcomer last found a free place in calm times."""
     refused_at: float = float("-inf")
-    """When somebody was last told at once that there is no hope."""
+    """When somebody was last refused because too much was asked."""
     calls: Bucket | None = None
     tokens: Bucket | None = None
 
     def __post_init__(self) -> None:
-        self.free_at = self.now
+        self.contended_since = self.now
         if self.calls_a_minute is not None:
             self.total = min(self.total, self.calls_a_minute)  # a slot with less than one call a minute is none
             self.calls = Bucket(self.now, is_counted=True)
@@ -189,6 +188,13 @@ class Slots:
         """Leave the line, where it still stands in it."""
         if self.queue.remove(waiter.claim.tenant, waiter.claim.within(), waiter):
             self.queued_tokens -= waiter.claim.tokens
+            if self.tokens is not None:
+                self.tokens.save(0)  # it may have been the one for whom they were saved
+
+    def found_free(self, now: float) -> None:
+        """A newcomer found a place, or would have, had none been lent."""
+        if now - self.refused_at > CALM_S:
+            self.contended_since = now
 
     def patience(self, left_s: float, now: float) -> float:
         """How long a newcomer with `left_s` to its deadline may wait for its turn.
@@ -197,13 +203,15 @@ class Slots:
         given, and whoever joined would wait to the end of its deadline for nothing, since no more are served for it.
         Until it is calm again only those are let in who are served soon.
         """
-        if now - self.free_at > left_s:
-            self.is_standing = True
-        elif self.is_standing and now - self.refused_at > min(CALM_S, left_s):
-            self.is_standing = False
-        if not self.is_standing:
+        if now - self.contended_since <= left_s:
             return SURE * left_s
         return min(SURE * left_s, max(LEAST_STANDING_S, self.expected_s() / STANDING))
+
+    def refused(self, wait_s: float, left_s: float, now: float) -> None:
+        """A newcomer was refused. It tells of too much being asked where its wait was longer than a call, or where a
+        standing line was the reason; a deadline that is shorter than any wait tells nothing."""
+        if wait_s > self.expected_s() or wait_s <= SURE * left_s:
+            self.refused_at = now
 
     def place(self, claim: Claim) -> int:
         """How many would be before it."""

@@ -84,10 +84,11 @@ class Bucket:
             return 0.0
         return short / (self._rate * self._pace) if self._rate > 0 else math.inf
 
-    def save(self, amount: float, now: float) -> None:
-        """Let the content grow up to `amount`, for a call larger than the capacity that is next in line."""
-        self._fill(now)
+    def save(self, amount: float) -> None:
+        """Let the content grow up to `amount`, for a call larger than the capacity that is next in line; 0 when it left
+        the line, and what was saved for it is gone."""
         self._saving = min(amount, float(self.part))
+        self._level = min(self._level, max(self._capacity, self._saving))
 
     def take(self, amount: float, now: float) -> None:
         """Take it, whether it is there or not: who asks `wait` first never takes more than there is."""

@@ -48,7 +48,7 @@ def test_no_sixty_seconds_hold_more_tokens_than_the_rate_large_calls_among_them(
         now += gap
         amount = size * part
         while wait := bucket.wait(amount, now):
-            bucket.save(amount, now)
+            bucket.save(amount)
             now += wait
         bucket.take(amount, now)
         taken.append((now, min(amount, part)))
@@ -115,6 +115,15 @@ def test_what_was_not_used_comes_back_and_what_was_used_above_is_owed() -> None:
     assert bucket.level(0) == -1_000
     bucket.correct(10**9, 0)
     assert bucket.level(0) == 10_000  # never more than may pass at once
+
+
+def test_what_was_saved_for_one_that_left_is_gone() -> None:
+    bucket = Bucket(0, is_counted=False)
+    bucket.resize(6_100, 0, is_fresh=True)
+    bucket.save(5_000)
+    assert bucket.level(1_000) == 5_000
+    bucket.save(0)
+    assert bucket.level(1_000) == pytest.approx(6_100 / 6)
 
 
 def test_a_slower_pace_earns_less() -> None:
