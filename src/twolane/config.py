@@ -24,9 +24,7 @@ DEFAULT_FILE = "twolane.toml"
 ENVIRONMENT = "TWOLANE_"
 ANTHROPIC_URL = "https://api.anthropic.com"
 """Where an upstream of kind anthropic is, unless it says otherwise."""
-LATER = frozenset(
-    {"candidates", "guard", "heavy_share_max", "knowledge", "lend", "preempt", "rate", "region", "target_quality"}
-)
+LATER = frozenset({"candidates", "guard", "heavy_share_max", "knowledge", "region", "target_quality"})
 """Keys of the design that this release does not keep yet."""
 
 
@@ -84,6 +82,15 @@ class Slots(Section):
     batch: int = Field(default=4, ge=1, le=10_000, description="slots of the batch lane")
 
 
+class Rate(Section):
+    """What the provider allows in a minute, over all processes and both lanes, which share it by their slots."""
+
+    requests_per_minute: int | None = Field(default=None, ge=2, description="calls; none: not limited")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1_000, description="input and output tokens; none: not limited"
+    )
+
+
 class Timeout(Section):
     """Seconds of silence after which an upstream is given up."""
 
@@ -110,6 +117,11 @@ class UpstreamSection(Section):
     price: PriceTable | None = Field(default=None, description='left out: calls are refused, unless unpriced = "allow"')
     unpriced: Literal["refuse", "allow"] = Field(default="refuse", description="allow: no money is counted, tokens are")
     slots: Slots = Field(default_factory=lambda: Slots(), description="calls in flight per lane")
+    rate: Rate = Field(default_factory=lambda: Rate(), description="what the provider allows in a minute")
+    lend: int = Field(default=0, ge=0, description="idle online slots that batch may borrow")
+    preempt: bool = Field(
+        default=False, description="true: a borrowed slot is taken back at once, and its batch step begins again"
+    )
     retries: int = Field(default=2, ge=0, le=10, description="further attempts before the first byte")
     timeout: Timeout = Field(default_factory=lambda: Timeout(), description="patience with silence")
     limit: Limit = Field(default_factory=lambda: Limit(), description="size of the model")
@@ -136,6 +148,8 @@ class UpstreamSection(Section):
             self._fits_anthropic()
         elif self.url or self.key:
             raise ValueError(f'kind = "{self.kind}" is built in: it has no url and no key')
+        if self.lend > self.slots.online:
+            raise ValueError(f"lend = {self.lend}: there are only {self.slots.online} online slots to lend")
         return self
 
     def _fits_anthropic(self) -> None:

@@ -10,6 +10,7 @@ TwolaneError
 │   ├── BadRequest          the request itself is wrong
 │   ├── NotFound            no such route, upstream, run, item …
 │   └── LaneFull            lane, upstream, waited_s, retry_after_s: the one refusal worth retrying
+│       └── UpstreamDown    the same, because the upstream is left alone after its failures
 ├── HandoffRefused          agent, problems: the item goes to quarantine
 ├── DocumentRefused         the document cannot be read: the item goes to quarantine
 ├── UpstreamError           upstream, status, retryable
@@ -133,7 +134,8 @@ class NotFound(Refused):
 
 
 class LaneFull(Refused):
-    """No slot came free within the deadline. Trying again after `retry_after_s` is sensible."""
+    """No slot, or no room in the rate, could come within the deadline. `retry_after_s` says when a place will probably
+    be free; trying again then is sensible. `waited_s` is 0 where that was clear from the start."""
 
     code = "lane_full"
     status = 429
@@ -141,9 +143,26 @@ class LaneFull(Refused):
 
     def __init__(self, lane: str, upstream: str, *, waited_s: float, retry_after_s: float) -> None:
         self.lane, self.upstream, self.waited_s, self.retry_after_s = lane, upstream, waited_s, retry_after_s
-        super().__init__(
-            f"upstream {upstream}: every {lane} slot stayed busy for {waited_s:.2f} s. "
-            f"Try again in {retry_after_s:.2f} s"
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        waited = f"none came free in {self.waited_s:.2f} s" if self.waited_s else "none will be free in time"
+        return (
+            f"upstream {self.upstream}: its {self.lane} lane has no free place, and {waited}. "
+            f"Try again in {self.retry_after_s:.2f} s"
+        )
+
+
+class UpstreamDown(LaneFull):
+    """The upstream failed so often in a row that it is left alone for a while, and nothing else may answer."""
+
+    code = "upstream_down"
+    status = 503
+
+    def _sentence(self) -> str:
+        return (
+            f"upstream {self.upstream}: it keeps failing and is left alone for a while. "
+            f"Try again in {self.retry_after_s:.2f} s"
         )
 
 

@@ -34,6 +34,7 @@ from twolane.errors import (
 )
 from twolane.kernel import Answer, Kernel, Request, Settled, ledger, treasury
 from twolane.kernel import step as door
+from twolane.kernel.lanes import Claim, Permit
 from twolane.kernel.switches import Switches
 from twolane.models.rehearsal import Rehearsal, Script, read_faults
 from twolane.rules.pricing import input_bound
@@ -111,7 +112,7 @@ async def assert_settled(kernel: Kernel) -> None:
     await drained(kernel)
     assert treasury.drift(kernel.store) == []
     assert kernel.store.all("reservations") == []
-    assert {key: slots.busy for key, slots in kernel.door._lanes._slots.items() if slots.busy} == {}
+    assert [state for state in kernel.lanes.state() if state.busy or state.waiting or state.lent] == []
     assert kernel.switches._running == {}
     steps = rows(kernel)
     cost, tokens = (
@@ -379,7 +380,7 @@ async def test_in_a_storm_of_failures_cancellations_and_kills_nothing_stays_held
         far_store.close()
         await assert_settled(kernel)
         statuses = {row["status"] for row in rows(kernel)}
-        assert statuses >= {"ok", "failed"}  # the rest is as the moments fall
+        assert "failed" in statuses  # the rest is as the moments and the breaker fall
         assert (model.active, model.tokens_after_close) == (0, 0)
 
 
@@ -416,8 +417,8 @@ async def test_who_leaves_while_waiting_for_a_slot_costs_nothing(tmp_path: Path)
     async with opened(tmp_path, model, config(tmp_path, up={"slots": Slots(online=1, batch=1)})) as kernel:
         slots = kernel.door._lanes.slots("up", Lane.BATCH)
         async with kernel.door.step(request()):
-            await cancel_when(kernel, request(), lambda: bool(slots._waiting))
-            assert (slots.busy, len(slots._waiting)) == (1, 0)
+            await cancel_when(kernel, request(), lambda: bool(slots.queue))
+            assert (slots.busy, len(slots.queue)) == (1, 0)
         await assert_settled(kernel)
         assert len(rows(kernel)) == 1
 
@@ -494,7 +495,7 @@ async def test_a_step_that_waits_for_a_slot_is_refused_when_its_switch_trips(tmp
         slots = kernel.door._lanes.slots("up", Lane.BATCH)
         async with kernel.door.step(request("first")):
             waiting = asyncio.create_task(run_to_end(kernel, request()))
-            while not slots._waiting:
+            while not slots.queue:
                 await asyncio.sleep(0)
             await kernel.switches.trip("run:r", cause="test", actor="me")
         with pytest.raises(SwitchTripped):
@@ -553,14 +554,14 @@ async def test_after_the_first_byte_nothing_is_tried_again(tmp_path: Path, fault
     await kernel.aclose()
 
 
-async def test_a_full_lane_sheds_with_an_honest_delay_and_the_other_lane_is_free(tmp_path: Path) -> None:
+async def test_a_full_lane_sheds_at_once_with_an_honest_delay_and_the_other_lane_is_free(tmp_path: Path) -> None:
     model = rehearsal("first 1: hang 1")
     async with opened(tmp_path, model, config(tmp_path, up={"slots": Slots(online=1, batch=1)})) as kernel:
         async with kernel.door.step(request(lane=Lane.ONLINE)):
             with pytest.raises(LaneFull) as full:
                 await run_to_end(kernel, request(lane=Lane.ONLINE, deadline_s=0.02))
             assert await run_to_end(kernel, request(lane=Lane.BATCH)) == TEXT
-        assert full.value.waited_s >= 0.02
+        assert full.value.waited_s == 0
         assert 0.05 <= full.value.retry_after_s <= 5
         assert full.value.should_retry
         assert await run_to_end(kernel, request(lane=Lane.ONLINE, deadline_s=0.02)) == TEXT
@@ -569,34 +570,36 @@ async def test_a_full_lane_sheds_with_an_honest_delay_and_the_other_lane_is_free
 
 async def test_slots_are_given_in_the_order_of_asking(tmp_path: Path) -> None:
     async with opened(tmp_path, rehearsal(), config(tmp_path, up={"slots": Slots(online=1, batch=1)})) as kernel:
-        slots, order = kernel.door._lanes.slots("up", Lane.ONLINE), []
-        await slots.acquire(None)
+        order: list[int] = []
+        first = await kernel.lanes.admit("up", Claim(Lane.ONLINE, "t"))
 
         async def wait(number: int) -> None:
-            await slots.acquire(None)
+            permit = await kernel.lanes.admit("up", Claim(Lane.ONLINE, "t"))
             order.append(number)
-            slots.release(0.1)
+            permit.release()
 
         tasks = [asyncio.create_task(wait(number)) for number in range(5)]
         await asyncio.sleep(0)
         tasks[2].cancel()
-        slots.release(0.1)
+        first.release()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert (order, slots.busy) == ([0, 1, 3, 4], 0)
+        assert (order, kernel.lanes.slots("up", Lane.ONLINE).busy) == ([0, 1, 3, 4], 0)
 
 
 async def test_a_slot_that_comes_at_the_moment_of_leaving_goes_to_the_next(tmp_path: Path) -> None:
     async with opened(tmp_path, settings=config(tmp_path, up={"slots": Slots(online=1, batch=1)})) as kernel:
-        slots = kernel.door._lanes.slots("up", Lane.ONLINE)
         for waiters in (1, 2):
-            await slots.acquire(None)
-            tasks = [asyncio.create_task(slots.acquire(None)) for _ in range(waiters)]
+            first = await kernel.lanes.admit("up", Claim(Lane.ONLINE, "t"))
+            tasks = [asyncio.create_task(kernel.lanes.admit("up", Claim(Lane.ONLINE, "t"))) for _ in range(waiters)]
             await asyncio.sleep(0)
-            slots.release(0.1)  # hands the slot to the first …
+            first.release()  # hands the slot to the first …
             tasks[0].cancel()  # … who leaves before it has noticed
-            answers = await asyncio.gather(*tasks, return_exceptions=True)
-            assert isinstance(answers[0], asyncio.CancelledError)
-            assert slots.busy == waiters - 1
+            left, *others = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(left, asyncio.CancelledError)
+            assert kernel.lanes.slots("up", Lane.ONLINE).busy == waiters - 1
+            for permit in others:
+                assert isinstance(permit, Permit)
+                permit.release()
 
 
 # ── budgets ──

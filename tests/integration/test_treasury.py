@@ -24,7 +24,7 @@ from twolane.domain.money import PICO
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Route
 from twolane.errors import BudgetExceeded, Refused, SwitchTripped
 from twolane.kernel import Kernel, Request, ledger
-from twolane.kernel.leases import CALLS, Block
+from twolane.kernel.blocks import CALLS, Block
 from twolane.kernel.treasury import drift
 from twolane.models.rehearsal import Rehearsal
 from twolane.rules.pricing import input_bound
@@ -83,7 +83,7 @@ def leases(kernel: Kernel) -> list[Row]:
 
 
 def block(kernel: Kernel, scope: str = "tenant:t", window: str = "total") -> Block:
-    return kernel.treasury._leases._blocks[scope, window]
+    return kernel.treasury._blocks._blocks[scope, window]
 
 
 async def until(is_so: Callable[[], object]) -> None:
@@ -296,9 +296,9 @@ async def test_a_switch_stops_calls_that_a_block_would_carry(tmp_path: Path) -> 
         await until(lambda: kernel.store.epoch() != epoch)  # within FRESH_S
         with pytest.raises(SwitchTripped):
             await ask(kernel)
-        chain = kernel.treasury._leases.chain(request().origin.scopes(), ledger.now_us())
+        chain = kernel.treasury._blocks.chain(request().origin.scopes(), ledger.now_us())
         await kernel.treasury.give_back()
-        kernel.treasury._leases._fill(request().origin.scopes(), chain.blocks, time.monotonic())
+        kernel.treasury._blocks._fill(request().origin.scopes(), chain.blocks, time.monotonic())
         await until(lambda: not block(kernel).is_filling)
         assert (model.requests, block(kernel).is_empty(), leases(kernel)) == (1, True, [])
 
@@ -336,7 +336,7 @@ async def test_a_block_that_could_not_be_given_back_is_not_lost(
             raise OSError("the disk is full")
 
         with monkeypatch.context() as patched:
-            patched.setattr(kernel.treasury._leases, "_take_back", fails)
+            patched.setattr(kernel.treasury._blocks, "_take_back", fails)
             await kernel.treasury.give_back()
         assert (block(kernel).pico, drift(kernel.store)) == (free, [])
         await assert_at_rest(kernel)

@@ -135,7 +135,7 @@ class Machine(RuleBasedStateMachine):
         """It is gone with all that it had in memory; the other one finds out."""
         dead = self.processes[which]
         self.alive.discard(dead.name)
-        keeper = dead.treasury._leases._keeper
+        keeper = dead.treasury._blocks._keeper
         if keeper is not None:
             keeper.cancel()
         self.run(dead.store.write(lambda tx: None))
@@ -162,10 +162,10 @@ class Machine(RuleBasedStateMachine):
             self.run(self._compare(process))
 
     async def _compare(self, process: Process) -> None:
-        await process.treasury._leases._arrivals()
+        await process.treasury._blocks._arrivals()
         kept = {row["scope"]: row["pico"] for row in process.store.all("leases") if row["owner"] == process.name}
         for scope in SCOPES:  # and no await in here: what looks after the blocks stands still meanwhile
-            block = process.treasury._leases._blocks.get((scope, "total"))
+            block = process.treasury._blocks._blocks.get((scope, "total"))
             shares = [share for hold in process.holds.values() for share in hold.shares]
             held = sum(share.pico for share in shares if share.block.scope == scope)
             free = block.pico if block is not None else 0

@@ -139,6 +139,8 @@ def test_an_unknown_condition_of_a_rule_is_refused_with_those_there_are() -> Non
         ('[budget."key:alone"]\nmoney = "1"', "a scope is tenant:NAME"),
         ('[route.r]\nlight = "exttractive"', "did you mean 'extractive'?"),
         ('[route.extractive]\nlight = "extractive"', "both a route and an upstream"),
+        (SMALL + "rate = { requests_per_minute = 1 }", "upstream.small.rate.requests_per_minute: "),
+        (SMALL + "lend = 99", "there are only 8 online slots to lend"),
         ('store = "postgresql://x"', "write sqlite:PATH"),
         ('store = "sqlite:"', "write sqlite:PATH"),
         ('currency = "usd"', "currency: "),

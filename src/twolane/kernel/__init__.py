@@ -11,7 +11,8 @@ from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
 from twolane.kernel import ledger
-from twolane.kernel.lanes import Lanes
+from twolane.kernel.lanes import Lanes, Limits
+from twolane.kernel.leases import Leases
 from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
@@ -36,6 +37,7 @@ class Kernel:
     presence: Presence
     treasury: Treasury
     switches: Switches
+    lanes: Lanes
     door: Door
     upstreams: dict[str, Upstream]
 
@@ -69,20 +71,18 @@ class Kernel:
             defaults={scope: section for scope, section in config.budget.items() if _is_template(scope)},
             is_alive=presence.is_alive,
         )
-        counts = {
-            name: {Lane.ONLINE: section.slots.online, Lane.BATCH: section.slots.batch}
-            for name, section in config.upstream.items()
-        }
+        leases = Leases(store, owner=presence.name, is_alive=presence.is_alive)
+        lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()}, leases=leases)
         door = Door(
             store,
             upstreams=upstreams,
             treasury=treasury,
-            lanes=Lanes(counts),
+            lanes=lanes,
             switches=switches,
             currency=config.currency,
             step_salt=vault.step_salt,
         )
-        kernel = cls(config, store, path, vault, presence, treasury, switches, door, upstreams)
+        kernel = cls(config, store, path, vault, presence, treasury, switches, lanes, door, upstreams)
         try:
             await kernel._agree_on_currency()
             await kernel._take_budgets_from_file()
@@ -95,6 +95,7 @@ class Kernel:
     async def aclose(self) -> None:
         """Write what was submitted, close sockets and files."""
         self.switches.close()
+        self.lanes.close()
         for upstream in self.upstreams.values():
             await upstream.model.aclose()
         await self.treasury.aclose()

@@ -27,9 +27,9 @@ from twolane.domain.canonical import commitment
 from twolane.domain.completion import Completion, EventError
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Status, Subject, Usage
-from twolane.errors import BadRequest, BudgetExceeded, Killed, Unpriced, UpstreamError
+from twolane.errors import BadRequest, BudgetExceeded, Killed, LaneFull, SwitchTripped, Unpriced, UpstreamError
 from twolane.kernel import ledger, treasury
-from twolane.kernel.lanes import Lanes
+from twolane.kernel.lanes import Claim, Lanes, Permit
 from twolane.kernel.meter import Meter, Silence
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Hold, Treasury
@@ -70,7 +70,7 @@ class Request:
     route: Route
     call: ModelCall
     deadline_s: float | None = None
-    """Longest wait for a slot: online sheds, batch (None) waits."""
+    """Longest wait for a slot, over all attempts of the step: online sheds, batch (None) waits."""
     is_bounded_by_caller: bool = True
     """False: the caller named no `max_tokens`, so it may be lowered to what the budgets can pay."""
     subject: Subject | None = None
@@ -95,6 +95,7 @@ class Answer:
         self._stream, self._meter = stream, meter
         self._blocks = stream.__aiter__()
         """One iterator from the first peek to the last block: a stream need not be able to begin again."""
+        self._owner: _Attempt | None = None
 
     @property
     def ttft_us(self) -> int | None:
@@ -133,11 +134,26 @@ class Answer:
             raise UpstreamError(self.upstream.name, problem, retryable=True)
 
     async def whole(self) -> Completion:
-        """Read to the end.
+        """Read to the end. A batch call whose borrowed slot is taken back begins again by itself, with another `step`.
 
         Raises:
             UpstreamError: it broke off, or sent something that is not a completion.
         """
+        while True:
+            try:
+                with _Restartable(self._owner):
+                    return await self._read_whole()
+            except asyncio.CancelledError:
+                if self._owner is None or not await self._owner.renew(self):
+                    raise
+
+    def become(self, other: Answer) -> None:
+        """Go on as another attempt's answer."""
+        self.step, self.upstream, self.hold = other.step, other.upstream, other.hold
+        self.status, self.reason, self.recorded = Status.OK, "", None
+        self._stream, self._meter, self._blocks = other._stream, other._meter, other._blocks
+
+    async def _read_whole(self) -> Completion:
         completion = Completion()
         try:
             async for block in self:
@@ -254,6 +270,28 @@ class Door:
         return request.subject.salt if request.subject else self._step_salt(step)
 
 
+class _Preempted(asyncio.CancelledError):
+    """A batch call's borrowed slot was wanted back. Never leaves this file."""
+
+    def __init__(self) -> None:
+        super().__init__("preempted: the slot it borrowed was wanted online, so it begins again")
+
+
+class _Restartable:
+    """While open, the step can begin again by itself: nobody has seen anything of it."""
+
+    def __init__(self, attempt: _Attempt | None) -> None:
+        self._attempt = attempt
+
+    def __enter__(self) -> None:
+        if self._attempt is not None:
+            self._attempt.can_restart = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._attempt is not None:
+            self._attempt.can_restart = False
+
+
 class _Attempt:
     """The attempts of one step; every hold it takes is ended on every path, in `__aexit__`, without an await."""
 
@@ -261,6 +299,11 @@ class _Attempt:
         self._door, self._request = door, request
         self._scopes = request.origin.scopes()
         self._release: Callable[[], None] | None = None
+        self._permit: Permit | None = None
+        self._deadline: float | None = None
+        self.can_restart = False
+        self._is_preempted = False
+        self._cancelled_before = 0
         self._answer: Answer | None = None
         self._killed: Killed | None = None
         self._task: asyncio.Task[object] | None = None
@@ -268,35 +311,83 @@ class _Attempt:
 
     async def __aenter__(self) -> _Attempt:
         self._task = asyncio.current_task()
+        self._cancelled_before = self._task.cancelling() if self._task is not None else 0
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end(error)
+        if self._is_preempted and self._task is not None:
+            self._task.uncancel()  # something else ended the step first, and swallowed it
         if self._killed is not None:
             if self._is_cancelled and self._task is not None:
                 self._task.uncancel()
             raise self._killed from error
 
     async def begin(self) -> Answer:
-        """The first attempt whose first block arrived."""
-        attempt, last = self._request.attempt, None
+        """The first attempt whose first block arrived. A lane that is full hands the call to the route's next upstream
+        at once; one deadline covers them all, so a backoff that would pass it is not slept."""
+        attempt, last, full = self._request.attempt, None, None
+        if self._request.deadline_s is not None:
+            self._deadline = time.monotonic() + self._request.deadline_s
         for name in self._request.route.upstreams:
-            upstream = self._door._upstreams[name]
-            for retry in range(upstream.retries + 1):
-                if last is not None and retry:
-                    await asyncio.sleep(_backoff_s(retry, last))
+            upstream, retry = self._door._upstreams[name], 0
+            while retry <= upstream.retries:
+                if last is not None and retry and not await self._back_off(retry, last):
+                    break
                 request = dataclasses.replace(self._request, attempt=attempt)
                 try:
-                    return await self._attempt(request, upstream)
+                    with _Restartable(self):
+                        return await self._attempt(request, upstream)
+                except _Preempted:
+                    self._end_preemption()
+                    attempt += 1
+                except LaneFull as error:
+                    full = error if full is None or error.retry_after_s < full.retry_after_s else full
+                    break
                 except UpstreamError as error:
                     last = error
                     attempt += 1
+                    retry += 1
                     if not error.retryable:
                         break
-        assert last is not None
-        raise last
+        refusal = last or full
+        assert refusal is not None
+        raise refusal
+
+    async def renew(self, answer: Answer) -> bool:
+        """Begin again where the cancellation that came was a preemption; `answer` then goes on as the new attempt's."""
+        if not self._is_preempted or self._killed is not None:
+            return False
+        self._end(_Preempted())
+        self._answer = None
+        self._end_preemption()
+        self._request = dataclasses.replace(self._request, attempt=answer._meter.attempt() + 1)
+        answer.become(await self.begin())
+        self._answer = answer
+        return True
+
+    def _preempt(self) -> None:
+        """The lane wants a borrowed slot back. Where the step cannot begin again, or is about to end, it keeps it."""
+        is_ending = self._answer is not None and self._answer._meter.is_complete()
+        if self._task is not None and self.can_restart and not is_ending and self._killed is None:
+            self._is_preempted = True
+            self._task.cancel()
+
+    def _end_preemption(self) -> None:
+        """Take back the cancellation that was ours; one that somebody else sent as well goes on."""
+        self._is_preempted = False
+        if self._task is not None and self._task.uncancel() > self._cancelled_before:
+            raise asyncio.CancelledError
+
+    async def _back_off(self, retry: int, last: UpstreamError) -> bool:
+        """Sleep before a further attempt; False, at once, where that would pass the deadline."""
+        delay_s = _backoff_s(retry, last)
+        if self._deadline is not None and time.monotonic() + delay_s > self._deadline:
+            return False
+        await asyncio.sleep(delay_s)
+        return True
 
     async def _attempt(self, request: Request, upstream: Upstream) -> Answer:
         door, step = self._door, new_id()
@@ -307,30 +398,77 @@ class _Attempt:
         call = _sized(request.call, upstream)
         meter = Meter(fields, call)
         _check_allowance(request, call, upstream, door._currency)
+        claim = self._claim(request, upstream, call)
+        if request.lane is not Lane.BATCH:
+            door._lanes.expect(upstream.name, claim)  # before any money is held for what will be refused
         try:
+            door._switches.started(step, self._scopes, self._kill)  # from here on, also while it waits for a slot
             # Batch waits as long as it takes, so it waits before it holds money; online is refused before it waits.
             if request.lane is Lane.BATCH:
-                await self._take_slot(request, upstream, meter)
+                await self._take_slot(claim, upstream, meter)
             # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
             hold = await self._reserve(request, upstream, call, meter)
             if hold is not None:
                 call = meter.call = dataclasses.replace(call, max_tokens=hold.max_tokens)
             if request.lane is not Lane.BATCH:
-                await self._take_slot(request, upstream, meter)
+                await self._take_slot(claim, upstream, meter)
             meter.begin()
-            door._switches.started(step, self._scopes, self._kill)
             door._switches.check(self._scopes)
             meter.has_left = True
-            return await self._open(upstream, call, step, meter, hold)
+            answer = await self._open(upstream, call, step, meter, hold)
+            answer._owner = self
+            assert self._permit is not None
+            self._permit.answered(answer._stream.headers, (meter.ttft_us or 0) / 1_000_000)
+            return answer
         except BaseException as error:
-            self._abandon(request, step, meter, upstream, error)
+            self._tell_failed(upstream, error)
+            if isinstance(error, asyncio.CancelledError) and self._is_preempted and self._killed is None:
+                preempted = _Preempted()
+                self._abandon(request, step, meter, upstream, preempted)
+                raise preempted from None
+            tripped = self._tripped_while_waiting(meter)
+            self._abandon(request, step, meter, upstream, tripped or error)
+            if tripped is not None:
+                raise tripped from None
             raise
 
-    async def _take_slot(self, request: Request, upstream: Upstream, meter: Meter) -> None:
-        slots = self._door._lanes.slots(upstream.name, request.lane)
-        meter.queued_us = int(await slots.acquire(request.deadline_s) * 1_000_000)
-        began = time.monotonic()
-        self._release = lambda: slots.release(time.monotonic() - began)
+    def _tripped_while_waiting(self, meter: Meter) -> SwitchTripped | None:
+        """A switch ended the wait for a hold or a slot: nothing was called, so it is a refusal and no kill."""
+        if self._killed is None or meter.has_left:
+            return None
+        killed, self._killed = self._killed, None
+        if self._is_cancelled and self._task is not None:
+            self._task.uncancel()
+        return SwitchTripped(killed.scope, killed.cause)
+
+    def _claim(self, request: Request, upstream: Upstream, call: ModelCall) -> Claim:
+        origin = request.origin
+        tokens = pricing.expected_tokens(call) if self._door._lanes.counts_tokens(upstream.name) else 0
+        return Claim(
+            request.lane,
+            origin.tenant,
+            key=origin.key,
+            run=origin.run,
+            tokens=tokens,
+            deadline=self._deadline,
+            preempt=self._preempt if request.lane is Lane.BATCH else None,
+        )
+
+    async def _take_slot(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
+        permit = self._permit = await self._door._lanes.admit(upstream.name, claim)
+        meter.queued_us = int(permit.waited_s * 1_000_000)
+
+        def release() -> None:
+            usage = meter.usage() if claim.tokens and meter.has_left else None
+            used = None if usage is None else usage.input_tokens + usage.output_tokens
+            permit.release(tokens=used, has_left=meter.has_left)
+
+        self._release = release
+
+    def _tell_failed(self, upstream: Upstream, error: BaseException | None) -> None:
+        """The lanes learn from failures, whether they come before or in the middle of an answer."""
+        if isinstance(error, UpstreamError) and error.upstream == upstream.name and self._permit is not None:
+            self._permit.failed(error.http_status, retry_after_s=error.retry_after_s, headers=error.headers)
 
     async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter) -> Hold | None:
         """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them, in
@@ -419,6 +557,7 @@ class _Attempt:
         if answer is None:
             return
         answer._stream.close()
+        self._tell_failed(answer.upstream, error)
         self._let_go(answer.step)
         meter = answer._meter
         if error is not None:

@@ -2,7 +2,7 @@
 
 There are two kinds of hold. One lies in the store, with a row of its own that the transaction deletes that appends its
 step's entry: every batch call has one, and so has what must be exact near a limit. The other is taken in memory from
-blocks of the budgets that this process has leased (`kernel.leases`), so that an online call's first token waits for no
+blocks of the budgets that this process has leased (`kernel.blocks`), so that an online call's first token waits for no
 disk. Either is in `held` before it is given. What a dead process held is settled whole, as in doubt, by whoever opens
 the store next.
 """
@@ -24,7 +24,7 @@ from twolane.domain.records import Bound, ModelCall, Origin, Price, Status
 from twolane.errors import BadRequest, BudgetExceeded, Refused
 from twolane.kernel import accounts, ledger
 from twolane.kernel.accounts import Books, Limit, Limits, drift
-from twolane.kernel.leases import POLL_S, Leases, Share
+from twolane.kernel.blocks import POLL_S, Blocks, Share
 from twolane.kernel.rollups import count, leaf_amount
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets, pricing
@@ -85,7 +85,7 @@ class Treasury:
     ) -> None:
         self._store, self._currency, self._owner, self._is_alive = store, currency, owner, is_alive
         self._limits = Limits({scope: self._limit(section) for scope, section in defaults.items()})
-        self._leases = Leases(store, owner=owner, limits=self._limits)
+        self._blocks = Blocks(store, owner=owner, limits=self._limits)
         self._in_memory: dict[str, Hold] = {}
         self._in_store: set[str] = set()
         """Steps that have, or may still get, a row of their own: a write that nobody waits for any more is done too."""
@@ -96,7 +96,7 @@ class Treasury:
 
     def is_limited(self, scopes: Sequence[str]) -> bool:
         """True when any scope of the chain has a budget: only then is a hold needed."""
-        return bool(self._leases.chain(tuple(scopes), ledger.now_us()).blocks)
+        return bool(self._blocks.chain(tuple(scopes), ledger.now_us()).blocks)
 
     # ── holding ──
 
@@ -107,11 +107,11 @@ class Treasury:
         It reads no switch. The caller has looked at the store's own rows (`Switches.check`) and looks again right
         before the call leaves, with no await between: so what is held in memory never outlives a switch.
         """
-        chain = self._leases.chain(scopes := tuple(scopes), ledger.now_us())
+        chain = self._blocks.chain(scopes := tuple(scopes), ledger.now_us())
         if not chain.blocks or pricing.unbounded_part(call) is not None:
             return None
         bound = pricing.upper_bound(call, price)
-        shares = self._leases.take(scopes, chain, bound)
+        shares = self._blocks.take(scopes, chain, bound)
         if shares is None:
             return None
         hold = self._in_memory[step] = Hold(step, bound, call.max_tokens, shares)
@@ -144,7 +144,7 @@ class Treasury:
         answer = await self._store.write(partial(self._hold, ask=ask, is_first=True, is_last=False))
         deadline = time.monotonic() + PATIENCE_S
         while isinstance(answer, _Parked):
-            is_ours = self._leases.pause(answer.windows)
+            is_ours = self._blocks.pause(answer.windows)
             if answer.is_asked or is_ours:
                 await asyncio.sleep(POLL_S / 4)
             if answer.is_asked:
@@ -154,7 +154,7 @@ class Treasury:
         if isinstance(answer, Refused):
             raise answer
         if intent is None:
-            self._leases.ask_ahead(ask.scopes, self._leases.chain(ask.scopes, ledger.now_us()), answer.bound)
+            self._blocks.ask_ahead(ask.scopes, self._blocks.chain(ask.scopes, ledger.now_us()), answer.bound)
         return answer
 
     def _hold(self, tx: Transaction, *, ask: _Ask, is_first: bool, is_last: bool) -> Hold | Refused | _Parked:
@@ -230,23 +230,23 @@ class Treasury:
             self._in_store.discard(step)
             return partial(settle, step=step, scopes=scopes, pico=pico, tokens=tokens)
         hold = self._in_memory.pop(step, None)
-        ended = [] if hold is None else self._leases.end(hold.shares, pico=pico, tokens=tokens)
-        return partial(self._leases.settle_in, ended=ended, scopes=scopes, pico=pico, tokens=tokens)
+        ended = [] if hold is None else self._blocks.end(hold.shares, pico=pico, tokens=tokens)
+        return partial(self._blocks.settle_in, ended=ended, scopes=scopes, pico=pico, tokens=tokens)
 
     def release(self, step: str, scopes: Sequence[str]) -> None:
         """End the hold of a step that never left the house. One that lay in memory needs no write, as a rule."""
         if step in self._in_store:
             self._store.submit(self.ending(step, scopes, pico=0, tokens=0)).add_done_callback(_notice)
         elif step in self._in_memory:
-            self._leases.put_back(self._in_memory.pop(step).shares)
+            self._blocks.put_back(self._in_memory.pop(step).shares)
 
     async def give_back(self) -> None:
         """Give back what is free of this process's blocks, and wait until the store has it."""
-        await self._leases.give_all_back()
+        await self._blocks.give_all_back()
 
     async def aclose(self) -> None:
         """Take no more blocks, and give back what is free of those there are."""
-        await self._leases.aclose()
+        await self._blocks.aclose()
 
     # ── budgets ──
 

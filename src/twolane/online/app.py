@@ -21,6 +21,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
 from twolane.config import Config, near
+from twolane.domain.records import Lane
 from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneError
 from twolane.kernel import Kernel
 from twolane.online import api, wire
@@ -207,6 +208,7 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     gc.set_threshold(20_000, 20, 50)
     try:
         _refuse_open_door(kernel)
+        await kernel.lanes.hold(Lane.ONLINE)  # no first token waits for the store
         with _listen(config.serve.host, config.serve.port) as listener:
             host = f"[{config.serve.host}]" if ":" in config.serve.host else config.serve.host
             address = f"http://{host}:{listener.getsockname()[1]}"

@@ -197,3 +197,9 @@ def estimate(call: ModelCall, output_bytes: int) -> Usage:
     use. For settling only, never to bound."""
     written = min(-(-output_bytes // 4), call.max_tokens * choices(call.extras))
     return Usage(input_tokens=-(-input_bound(call) // 4), output_tokens=written, estimated=True)
+
+
+def expected_tokens(call: ModelCall) -> int:
+    """What a rate of tokens is asked for: four bytes a token of everything the model may read, and all that it may
+    write, as providers count it themselves."""
+    return -(-input_bound(call) // 4) + call.max_tokens * choices(call.extras)

@@ -444,3 +444,36 @@ WHERE upstream = :upstream ORDER BY probed DESC LIMIT 1;
 -- name: step
 -- The public view, for one step of one tenant.
 SELECT * FROM trace_steps WHERE step = :step AND tenant = :tenant;
+-- ── Lanes ──
+
+-- name: lane_members
+-- Who holds slots, on every upstream and lane.
+SELECT upstream, lane, owner, holds, wants, loan, turn FROM lane_member ORDER BY upstream, lane, owner;
+
+-- name: members_of_lane
+-- Who holds slots of one lane.
+SELECT owner, holds, wants, loan, turn FROM lane_member WHERE upstream = :upstream AND lane = :lane;
+
+-- name: change_member
+-- Take part in a lane, or say anew what is wanted; `back` slots are given up.
+INSERT INTO lane_member (upstream, lane, owner, wants, loan) VALUES (:upstream, :lane, :owner, :wants, :loan)
+ON CONFLICT (upstream, lane, owner) DO UPDATE
+SET holds = holds - :back, wants = excluded.wants, loan = excluded.loan;
+
+-- name: grant_slots
+-- Give a member free slots.
+UPDATE lane_member SET holds = holds + :more, turn = :turn
+WHERE upstream = :upstream AND lane = :lane AND owner = :owner;
+
+-- name: drop_member
+-- A process leaves a lane, or is dead.
+DELETE FROM lane_member WHERE upstream = :upstream AND lane = :lane AND owner = :owner;
+
+-- name: lane_left
+-- When a share of a lane was last given up.
+SELECT at_us FROM lane_left WHERE upstream = :upstream AND lane = :lane;
+
+-- name: set_lane_left
+-- A share of a lane is given up.
+INSERT INTO lane_left (upstream, lane, at_us) VALUES (:upstream, :lane, :at_us)
+ON CONFLICT (upstream, lane) DO UPDATE SET at_us = excluded.at_us;
