@@ -30,6 +30,7 @@ from twolane.online.chat import chat, messages
 from twolane.online.completions import ChatCompletions
 from twolane.online.messages import MESSAGES
 from twolane.online.openapi import describe
+from twolane.online.responses import Responses
 from twolane.online.stream import ClientGone, Exchange, Header
 from twolane.online.wire import Wire
 
@@ -42,6 +43,7 @@ _LOG = logging.getLogger("twolane.online")
 Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
 
 OPENAI = ChatCompletions()
+RESPONSES = Responses()
 
 
 class Permission(StrEnum):
@@ -94,6 +96,11 @@ async def show_description(kernel: Kernel, grant: Grant, exchange: Exchange) -> 
     await exchange.answer(200, describe(ROUTES))
 
 
+async def no_response_kept(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """Whatever is asked about a response that was given before."""
+    raise NotFound("Responses are not kept here, so none can be read or deleted: send the whole conversation each time")
+
+
 def _names(kernel: Kernel, grant: Grant) -> list[str]:
     return [name for name in (*kernel.config.route, *kernel.upstreams) if grant.allows(name)]
 
@@ -101,6 +108,10 @@ def _names(kernel: Kernel, grant: Grant) -> list[str]:
 ROUTES = (
     Route("POST", "/v1/chat/completions", Permission.USE, chat, OPENAI),
     Route("POST", "/v1/messages", Permission.USE, messages, MESSAGES),
+    Route("POST", "/v1/responses", Permission.USE, chat, RESPONSES),
+    Route("GET", "/v1/responses/{id:path}", Permission.USE, no_response_kept, RESPONSES),
+    Route("POST", "/v1/responses/{id:path}", Permission.USE, no_response_kept, RESPONSES),
+    Route("DELETE", "/v1/responses/{id:path}", Permission.USE, no_response_kept, RESPONSES),
     Route("GET", "/v1/models", Permission.USE, list_models),
     Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
     Route("GET", "/healthz", Permission.OPEN, health),

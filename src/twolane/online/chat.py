@@ -78,6 +78,7 @@ async def _stream(kernel: Kernel, exchange: Exchange, asked: Asked, request: Req
         async with kernel.door.step(request) as answer:
             exchange.tell("x-twolane-step", answer.step)
             flow = asked.flow(answer.step)
+            exchange.error_event = getattr(flow, "error_event", exchange.error_event)
             await exchange.begin_stream()
             async for block in answer:
                 try:

@@ -167,6 +167,14 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
     ("POST", "/v1/messages"): _call(
         "One message, as Anthropic's clients ask for it.", "MessagesRequest", "Message", "The answer.", "AnthropicError"
     ),
+    ("POST", "/v1/responses"): _call(
+        "One response, as OpenAI's newer clients ask for it; nothing is kept.", "ResponseRequest", "Response",
+        "The answer.",
+    ),
+    **{
+        (method, "/v1/responses/{id:path}"): _read("Responses are not kept: always 404.", "Error", can_miss=True)
+        for method in ("GET", "POST", "DELETE")
+    },
     ("GET", "/v1/models"): _read("The routes and upstreams this key may name.", "Models"),
     ("GET", "/v1/models/{id:path}"): _read("One of them.", "Model", can_miss=True),
     ("GET", "/healthz"): _read("The process answers and its store can be read.", "Health"),
@@ -248,6 +256,21 @@ SCHEMAS: Mapping[str, Schema] = {
             "choices": _list(_CHOICE), "usage": _USAGE,
         },
         optional=["usage"], more=True,
+    ),
+    "ResponseRequest": {
+        "type": "object",
+        "required": ["model", "input"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "description": "a route or an upstream"},
+            "input": {"type": "string", "minLength": 1, "description": "or a list of items, as in OpenAI's API"},
+            "instructions": MAYBE_TEXT,
+            "stream": {"type": ["boolean", "null"]},
+        },
+        "propertyNames": {"not": {"enum": sorted(REFUSED)}},
+        "description": "Further fields as in OpenAI's Responses API; what needs a memory here is refused.",
+    },
+    "Response": _object(
+        {"id": TEXT, "object": {"const": "response"}, "status": TEXT, "output": _list({"type": "object"})}, more=True
     ),
     "MessagesRequest": {
         "type": "object",

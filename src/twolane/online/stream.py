@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from types import TracebackType
 
 import orjson
@@ -35,7 +36,7 @@ class ClientGone(Exception):
 class Exchange:
     """One HTTP request and its answer: what a handler needs of them, without the cost of larger objects."""
 
-    __slots__ = ("_headers", "_receive", "_send", "is_streaming", "request_id", "scope", "wire")
+    __slots__ = ("_headers", "_receive", "_send", "error_event", "is_streaming", "request_id", "scope", "wire")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, wire: Wire) -> None:
         self.scope, self.wire, self._receive, self._send = scope, wire, receive, send
@@ -44,6 +45,8 @@ class Exchange:
         """The client's own, if it is sane; on every answer."""
         self.is_streaming = False
         """True once a stream has begun: from then on an error is an event."""
+        self.error_event: Callable[[TwolaneError | Killed], bytes] = wire.error_event
+        """How an error is told inside a stream; a flow that numbers its events has its own way."""
         self._headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
 
     async def body(self) -> bytes:
@@ -106,7 +109,7 @@ class Exchange:
     async def fail(self, error: TwolaneError | Killed) -> None:
         """Tell the client: as an HTTP error before the first byte, as the stream's last event after it."""
         if self.is_streaming:
-            await self.end_stream(self.wire.error_event(error))
+            await self.end_stream(self.error_event(error))
         else:
             fields = self.wire.error_fields(error)
             if "request_id" in fields:  # a protocol whose errors name it

@@ -24,7 +24,11 @@ would keep every other client waiting for seconds."""
 
 
 class Flow(Protocol):
-    """What of an upstream's stream goes to the client, in the client's own protocol, and when."""
+    """What of an upstream's stream goes to the client, in the client's own protocol, and when.
+
+    Where an error in mid-stream depends on what was sent before it, a flow has an `error_event` of its own, which then
+    takes the place of its wire's.
+    """
 
     @property
     def has_failed(self) -> bool:
