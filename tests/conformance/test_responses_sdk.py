@@ -78,10 +78,14 @@ async def test_responses_with_structured_output(tmp_path: Path) -> None:
 async def test_responses_fail_like_everything_else(tmp_path: Path) -> None:
     async with at_home(tmp_path, Rehearsal("main", reply=REPLY, faults="1st: cut 2")) as (gate, client):
         stream = await client.responses.create(model="auto", input="count", stream=True)
-        seen = []
-        with pytest.raises(openai.APIError, match="broke off"):
+        seen: list[str] = []
+
+        async def read() -> None:
             async for event in stream:
-                seen.append(event.type)
+                seen.append(event.type)  # noqa: PERF401 - what was seen before the error counts
+
+        with pytest.raises(openai.APIError, match="broke off"):
+            await read()
         assert seen[-1] == "response.failed"
         with pytest.raises(openai.NotFoundError):
             await client.responses.create(model="auot", input="count")

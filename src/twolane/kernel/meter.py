@@ -165,7 +165,9 @@ class Meter:
 def _has_answered(peeked: Sequence[bytes]) -> bool:
     """True once the first event is whole. Some servers answer 200 and then an error event: seen here, it is a failure
     and not an answer."""
-    begun = b"".join(peeked)
+    begun = peeked[0] if len(peeked) == 1 else b"".join(peeked)
+    if begun.startswith(b'data: {"id"') and b"\n\n" in begun and b'"error"' not in begun:
+        return True  # a chunk as nearly every server writes it: no need to read it
     for payload in EventReader().feed(_first_event(begun) if begun.startswith(b"data:") else begun):
         parse_event(payload)
         return True

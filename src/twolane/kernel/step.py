@@ -336,7 +336,9 @@ class _Attempt:
             while retry <= upstream.retries:
                 if last is not None and retry and not await self._back_off(retry, last):
                     break
-                request = dataclasses.replace(self._request, attempt=attempt)
+                request = self._request
+                if request.attempt != attempt:
+                    request = dataclasses.replace(request, attempt=attempt)
                 try:
                     with _Restartable(self):
                         return await self._attempt(request, upstream)
@@ -408,8 +410,8 @@ class _Attempt:
                 await self._take_slot(claim, upstream, meter)
             # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
             hold = await self._reserve(request, upstream, call, meter)
-            if hold is not None:
-                call = meter.call = dataclasses.replace(call, max_tokens=hold.max_tokens)
+            if hold is not None and hold.max_tokens != call.max_tokens:
+                call = meter.call = call.sized(call.model, hold.max_tokens)
             if request.lane is not Lane.BATCH:
                 await self._take_slot(claim, upstream, meter)
             meter.begin()
@@ -566,9 +568,8 @@ class _Attempt:
         elif not meter.is_complete() and answer.status is Status.OK:
             answer.status = Status.KILLED if self._killed else Status.CANCELLED
             answer.reason = str(self._killed or "not read to its end")
-        request = dataclasses.replace(self._request, attempt=meter.attempt())
         answer.recorded = self._record(
-            request,
+            self._request,
             answer.upstream,
             answer.step,
             meter,
@@ -672,13 +673,13 @@ def _sized(call: ModelCall, upstream: Upstream) -> ModelCall:
         )
     room = upstream.context_tokens - size // 4
     tokens = max(1, min(call.max_tokens or upstream.output_tokens, upstream.output_tokens, max(room, 1)))
-    return dataclasses.replace(call, model=upstream.model_name, max_tokens=tokens)
+    return call.sized(upstream.model_name, tokens)
 
 
 def _check_allowance(request: Request, call: ModelCall, upstream: Upstream, currency: str) -> None:
     """An allowance is the agent author's own limit: what would break it is refused before any budget is asked."""
-    bound = pricing.upper_bound(call, upstream.price).pico
     allowed = request.allowance_pico
+    bound = None if allowed is None else pricing.upper_bound(call, upstream.price).pico
     if allowed is not None and bound is not None and bound > allowed:
         raise BudgetExceeded(
             f"allowance:{request.origin.agent}",

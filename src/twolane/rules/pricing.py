@@ -67,6 +67,8 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
 
 def _added_tokens(call: ModelCall) -> int:
     """Tokens that stand for something of which the request holds only a name or a packed form."""
+    if call.raw_messages is None and call.native is None and "tools" not in call.extras:
+        return 0  # text alone, as most calls are
     kinds = [str(tool.get("type")) for tool in _tools(call) if isinstance(tool, dict)]
     tools = _TOOL_WORDS * bool(kinds) + _OWN_TOOL_WORDS * sum(kind.startswith(_OWN_TOOLS) for kind in kinds)
     return tools + _PICTURE_TOKENS * sum(part.get("type") in ("image", "image_url") for part in _parts(_told(call)))
