@@ -109,6 +109,7 @@ async def gateway(
     """A gateway before `model` (none: a rehearsal); further arguments are keys of its `[upstream.main]`."""
     model = model or Rehearsal("main", reply=REPLY)
     kernel = await Kernel.open(config_in(folder, names=names, **upstream), models={"main": model})
+    await kernel.lanes.hold(Lane.ONLINE)  # as `serve` does
     ready = asyncio.Event()
     server = Server(create_app(kernel), on_ready=ready.set)
     with _listen("127.0.0.1", 0) as listener:

@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from twolane.config import Config
+from twolane.domain.records import Lane
 from twolane.kernel import Kernel
 from twolane.models.rehearsal import Rehearsal
 from twolane.online.app import ROUTES, Server, _listen, create_app
@@ -58,6 +59,7 @@ async def gateway(folder: Path) -> AsyncIterator[Gateway]:
         }
     )
     kernel = await Kernel.open(config, models={"main": Rehearsal("main", reply="one two", input_tokens=10)})
+    await kernel.lanes.hold(Lane.ONLINE)  # as `serve` does
     ready = asyncio.Event()
     server = Server(create_app(kernel), on_ready=ready.set)
     with _listen("127.0.0.1", 0) as listener:

@@ -193,6 +193,7 @@ async def gateway(folder: Path, *, gpt: str = "", claude: str = "", **script: An
     )
     upstream = Rehearsal("main", **{"reply": REPLY, **script})
     kernel = await Kernel.open(config, models={"main": upstream})
+    await kernel.lanes.hold(Lane.ONLINE)  # as `serve` does
     ready = asyncio.Event()
     server = Server(create_app(kernel), on_ready=ready.set)
     with _listen("127.0.0.1", 0) as listener:

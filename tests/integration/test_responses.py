@@ -18,6 +18,7 @@ from tests.conformance.descriptions import problems
 from tests.integration.test_online import REPLY, Gateway, config_in, error_of, gateway, until
 
 from twolane.domain.money import PICO
+from twolane.domain.records import Lane
 from twolane.kernel import Kernel
 from twolane.models.openai import OpenAI
 from twolane.models.rehearsal import Rehearsal
@@ -87,6 +88,7 @@ async def over_server(folder: Path, answer: Answer) -> AsyncIterator[Any]:  # An
     async with serving(answer) as upstream:
         model = OpenAI("main", url=upstream.url, key=None)
         kernel = await Kernel.open(config_in(folder), models={"main": model})
+        await kernel.lanes.hold(Lane.ONLINE)  # as `serve` does
         server = Server(create_app(kernel), on_ready=ready.set)
         with _listen("127.0.0.1", 0) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"

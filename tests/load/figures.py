@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -67,9 +66,13 @@ def contracts(path: str) -> Figures:
             [sys.executable, "-m", "twolane", "run", "start", "contract-audit", path, "--wait", "--json"],
             cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        output, _ = process.communicate()
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)  # its own peak: other children may have been larger
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
         seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        peak = used.ru_maxrss / 1024
         summary = json.loads(output)
         verdict = _json(folder, "audit", "verify")
         again = _json(folder, "run", "start", "contract-audit", path, "--wait")

@@ -43,7 +43,8 @@ class Anthropic:
         self._key, self._structured = key, structured
         headers = {"x-api-key": key, "anthropic-version": VERSION}
         kinds = {"content-type": "application/json", "accept": "text/event-stream"}
-        self._http = Client(self._url, headers | kinds)
+        self._own = headers | kinds
+        self._http = Client(self._url, self._own)
 
     async def open(self, call: ModelCall) -> _Stream:
         """Send the call; see `models.Model.open`.
@@ -54,7 +55,8 @@ class Anthropic:
         """
         is_native = call.native is not None and call.native.dialect == DIALECT
         body = self._body(call, is_native=is_native)
-        asked = call.native.headers if is_native and call.native is not None else {}
+        told = call.native.headers if is_native and call.native is not None else {}
+        asked = {name: value for name, value in told.items() if name not in self._own}  # never a client's key
         try:
             response = await self._http.post("/messages", orjson.dumps(body.fields), asked)
         except Unreachable as error:
