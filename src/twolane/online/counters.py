@@ -5,13 +5,14 @@ No model is called: these are the pages an operator's monitoring reads, on the u
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from http.client import HTTPException
 from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-import aiohttp
 import orjson
 
 from twolane.rules.probing import Load
@@ -59,7 +60,7 @@ class Silent:
 
 
 class Counters:
-    """One server's counters. Open with `async with`; then `find` once, and `read` as often as wanted."""
+    """One server's counters: `find` once, then `read` as often as wanted."""
 
     def __init__(self, url: str, key: str | None) -> None:
         parts = urlsplit(url)
@@ -67,17 +68,6 @@ class Counters:
         self._base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._page: tuple[str, Callable[[bytes], Load | None]] | None = None
-
-    async def __aenter__(self) -> Counters:
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=_PATIENCE_S), headers=self._headers, auto_decompress=True
-        )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._session.close()
 
     async def find(self) -> Load | Silent:
         """The server's load, from the first page that tells it; or why none does."""
@@ -99,22 +89,27 @@ class Counters:
         return reader(page) if page is not None else None
 
     async def _get(self, path: str) -> bytes | None:
-        try:
-            async with self._session.get(self._base + path, allow_redirects=False) as response:
-                if response.status != 200:
-                    return None
-                return await _all(response)
-        except (TimeoutError, aiohttp.ClientError, ValueError):
-            return None
+        request = Request(self._base + path, headers=self._headers)  # noqa: S310 - the configuration allows http(s) alone
+        return await asyncio.to_thread(_fetch, request)
 
 
-async def _all(response: aiohttp.ClientResponse) -> bytes | None:
-    body = b""
-    async for block in response.content.iter_any():
-        body += block
-        if len(body) > _MAX_BYTES:
-            return None
-    return body
+class _NoRedirect(HTTPRedirectHandler):
+    """A key never leaves for another origin."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow nothing."""
+
+
+_OPENER = build_opener(ProxyHandler({}), _NoRedirect)
+
+
+def _fetch(request: Request) -> bytes | None:
+    try:
+        with _OPENER.open(request, timeout=_PATIENCE_S) as response:
+            page: bytes = response.read(_MAX_BYTES + 1)
+            return page if response.status == 200 and len(page) <= _MAX_BYTES else None
+    except (OSError, ValueError, HTTPException):
+        return None
 
 
 def _json(page: bytes) -> object:

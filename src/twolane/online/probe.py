@@ -214,14 +214,14 @@ async def _stops(
     if section.url is None:
         return Finding("stops", Verdict.UNKNOWN, "it is built in and has no counters to look at")
     key = resolve_secret(section.key) if section.key else None
-    async with Counters(section.url, key) as counters:
-        before = await counters.find()
-        if isinstance(before, Silent):
-            return Finding("stops", Verdict.UNKNOWN, before.reason)
-        try:
-            return await _leave(kernel, name, answers, first, counters, before, watch_s)
-        except UpstreamError as error:
-            return Finding("stops", Verdict.UNKNOWN, f"the call that was to be left failed: {error.problem}")
+    counters = Counters(section.url, key)
+    before = await counters.find()
+    if isinstance(before, Silent):
+        return Finding("stops", Verdict.UNKNOWN, before.reason)
+    try:
+        return await _leave(kernel, name, answers, first, counters, before, watch_s)
+    except UpstreamError as error:
+        return Finding("stops", Verdict.UNKNOWN, f"the call that was to be left failed: {error.problem}")
 
 
 async def _leave(
