@@ -14,7 +14,7 @@ from twolane.domain.completion import EventError, EventReader, end_of, parse_eve
 from twolane.domain.records import ModelCall, Usage
 from twolane.errors import UpstreamError
 
-TAIL_BYTES = 16_384
+TAIL_BYTES = 4_096
 """How much of a stream's end is kept to find its usage in."""
 
 

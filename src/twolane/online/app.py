@@ -216,7 +216,7 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     # What is loaded by now stays; what a request makes seldom lies in cycles. Looking for them at every 700 new objects
     # cost a twentieth of the processor time.
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(5_000, 20, 50)
     try:
         _refuse_open_door(kernel)
         await kernel.lanes.hold(Lane.ONLINE)  # no first token waits for the store
