@@ -140,8 +140,6 @@ class UpstreamSection(Section):
                 raise ValueError('kind = "openai" needs url = "http(s)://…/v1"')
             if "@" in self.url.split("/", 3)[2]:
                 raise ValueError('a url holds no user and no password: write key = "env:NAME" or "file:PATH"')
-            if "@" in self.url.partition("://")[2].partition("/")[0]:
-                raise ValueError('the url holds a user or password: give the key as key = "env:NAME"')
             if not self.model:
                 raise ValueError('kind = "openai" needs model = "…", the server\'s own name of it')
         elif self.kind == "anthropic":

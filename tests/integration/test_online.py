@@ -209,6 +209,15 @@ async def test_a_route_may_trade_durability_away(tmp_path: Path) -> None:
         await until(lambda: len(gate.steps()) == 2)
 
 
+async def test_usage_beyond_the_bound_is_booked_as_told_and_marked(tmp_path: Path) -> None:
+    async with gateway(tmp_path, input_tokens=10**6) as gate:
+        async with gate.post(ANY) as response:
+            assert (await response.json())["usage"]["prompt_tokens"] == 10**6
+        (step,) = gate.steps()
+        assert step["cost_pico"] > PICO
+        assert rows(gate.kernel, "SELECT json_extract(leaf, '$.beyond_bound') AS mark FROM entry") == [{"mark": 1}]
+
+
 async def test_what_is_not_ours_passes_through(tmp_path: Path) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "count"}], "name": "ann"}]
     asked = {**ANY, "messages": parts, "top_p": 0.5, "seed": 7, "max_completion_tokens": 3, "user": "u1"}

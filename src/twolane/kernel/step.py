@@ -611,6 +611,7 @@ class _Attempt:
             "cache_write_tokens": usage.cache_write_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
             "estimated": 1 if usage.estimated else None,
+            "beyond_bound": 1 if pricing.is_beyond(usage, meter.call) else None,
             "cost_pico": None if pico is None else treasury.leaf_amount(pico),
             "currency": self._door._currency,
             "queued_us": meter.queued_us,

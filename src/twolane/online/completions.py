@@ -111,6 +111,8 @@ def _max_tokens(fields: dict[str, object]) -> int:
     ):
         if value is None:
             continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # to JSON, 16 and 16.0 are one number
         if type(value) is not int or value < 1:
             raise BadRequest(f"'{name}' must be a whole number of at least 1", param=name)
         limits.append(value)

@@ -190,6 +190,11 @@ def choices(extras: Mapping[str, object]) -> int:
     return math.ceil(count) if isinstance(count, int | float) and 1 < count < math.inf else 1
 
 
+def is_beyond(usage: Usage, call: ModelCall) -> bool:
+    """True where an upstream reports more than this call could use: it is booked as told, and marked."""
+    return usage.output_tokens > call.max_tokens * choices(call.extras) or usage.input_tokens > input_bound(call)
+
+
 def _with_output(call: ModelCall, max_tokens: int) -> ModelCall:
     return replace(call, max_tokens=max_tokens)
 

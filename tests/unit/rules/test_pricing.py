@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twolane.domain.records import Message, ModelCall, Native, Price, ReplySchema, Usage
-from twolane.rules.pricing import affordable_tokens, charge, choices, estimate, input_bound, unbounded_part, upper_bound
+from twolane.rules.pricing import (
+    affordable_tokens,
+    charge,
+    choices,
+    estimate,
+    input_bound,
+    is_beyond,
+    unbounded_part,
+    upper_bound,
+)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 prices = st.builds(
@@ -118,6 +127,14 @@ def test_an_estimate_says_so_and_stays_within_the_bound(call: ModelCall, output_
     assert usage.input_tokens + usage.output_tokens <= bound.tokens
     assert bound.pico is not None
     assert charge(usage, price) <= bound.pico
+
+
+@given(calls)
+def test_usage_beyond_what_a_call_could_use_is_seen(call: ModelCall) -> None:
+    read, written = input_bound(call), call.max_tokens * choices(call.extras)
+    assert not is_beyond(Usage(read, written), call)
+    assert is_beyond(Usage(read + 1, written), call)
+    assert is_beyond(Usage(read, written + 1), call)
 
 
 # ── requests in a dialect of their own ──
