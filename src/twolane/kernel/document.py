@@ -20,7 +20,7 @@ from twolane.models import ModelStream
 from twolane.rules import pricing
 
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
-"""The largest answer that is kept. 2,048 vectors of 1,536 numbers are about 40 MB in digits and 17 MB in base64."""
+"""The largest answer that is kept. 2,048 vectors of 1,536 numbers are 40 to 65 MB in digits and 17 MB in base64."""
 
 
 @dataclass(frozen=True, slots=True)

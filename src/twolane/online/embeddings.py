@@ -34,7 +34,7 @@ MAX_TOKENS = 1_048_576
 MAX_TOKEN = 2**31 - 1
 MAX_DIMENSIONS = 16_384
 
-_PAUSE_EVERY = 32
+_PAUSE_EVERY = 8
 """Vectors written anew before others get a turn."""
 
 

@@ -25,13 +25,14 @@ names = ("model", "input", "dimensions", "encoding_format", "stream", "messages"
 
 @given(st.dictionaries(st.sampled_from(names), json))
 def test_no_request_is_too_odd_to_be_read_or_refused_by_name(fields: dict[str, object]) -> None:
-    problem = None
+    asked, refused = None, None
     try:
         asked = read(orjson.dumps({"model": "auto", "input": "x", **fields}))
-    except BadRequest as refused:
-        problem = refused
-    if problem is not None:
-        assert str(problem.param).split("[")[0] in fields
+    except BadRequest as error:
+        refused = error
+    if asked is None:
+        assert refused is not None
+        assert str(refused.param).split("[")[0] in fields
         return
     assert (asked.call.kind, asked.call.max_tokens, asked.call.messages) == (Kind.EMBEDDINGS, 0, ())
     assert not {"model", "stream", "max_tokens"} & asked.call.extras.keys()
