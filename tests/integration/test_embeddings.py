@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema_rs
 import orjson
 import pytest
 from aiohttp import web
@@ -19,14 +20,15 @@ from tests.conformance.gateway import Answer, Gateway, cuts, gateway, hangs, in_
 
 from twolane.config import Config
 from twolane.domain.money import PICO
-from twolane.domain.records import Lane
-from twolane.kernel import Kernel, document
+from twolane.domain.records import Kind, Lane, ModelCall, Origin, Usage
+from twolane.kernel import Kernel, Request, document
 from twolane.models import Model
 from twolane.models.anthropic import Anthropic
 from twolane.models.extractive import Extractive
 from twolane.models.rehearsal import Rehearsal
-from twolane.online.app import Server, _listen, create_app
+from twolane.online.app import ROUTES, Server, _listen, create_app
 from twolane.online.auth import create_key
+from twolane.online.openapi import SCHEMAS, describe
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -405,4 +407,38 @@ async def test_another_upstream_answers_where_one_cannot(tmp_path: Path, main: M
         assert (await asked(gate))["model"] == "spare"
         steps = [(step["upstream"], step["status"] == "ok") for step in gate.steps()]
         assert steps == [("main", False), ("spare", True)]
+        await gate.at_rest()
+
+
+async def test_every_answer_is_as_described(tmp_path: Path) -> None:
+    operation = describe(ROUTES)["paths"][PATH]["post"]
+    schemas = {"components": {"schemas": SCHEMAS}}
+    async with gateway(tmp_path) as gate:
+        odd: tuple[object, ...] = ("x", ["x"], [1], [[1]], [], [[]], "", None, [{}], {})
+        for given in odd:
+            for form in ("float", "base64", None, "int8"):
+                body = {**ONE, "input": given, "encoding_format": form}
+                async with gate.post(PATH, body) as response:
+                    told = operation["responses"]["200" if response.status == 200 else "4XX"]
+                    schema = told["content"]["application/json"]["schema"] | schemas
+                    jsonschema_rs.validator_for(schema).validate(await response.json())
+                asked_for = jsonschema_rs.validator_for({"$ref": "#/components/schemas/EmbeddingsRequest"} | schemas)
+                assert asked_for.is_valid(body) == (response.status == 200), body
+
+
+# ── in the batch lane ──
+
+
+async def test_a_run_may_ask_for_embeddings_too(tmp_path: Path) -> None:
+    async with gateway(tmp_path, Rehearsal("main", faults="1st: cut 1"), retries=1, slots={"batch": 1}) as gate:
+        kernel, origin = gate.kernel, Origin("legal", workflow="index", run="r1")
+        await kernel.treasury.set_budget("run:r1", period="total", pico=PICO, tokens=100, actor="t")
+        call = ModelCall((), "", 0, extras={"input": ["a text", "another"]}, kind=Kind.EMBEDDINGS)
+        route = kernel.route("auto", origin, lane=Lane.BATCH)
+        request = Request(origin, Lane.BATCH, route, call, is_bounded_by_caller=False)
+        async with kernel.door.step(request) as answer:
+            assert len((await answer.document()).data) == 2
+        assert (await answer.durable()).usage == Usage(4, 0)
+        steps = [(step["kind"], step["status"], step["output_tokens"]) for step in gate.steps()]
+        assert steps == [("embeddings", "failed", 0), ("embeddings", "ok", 0)]
         await gate.at_rest()
