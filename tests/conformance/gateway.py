@@ -155,6 +155,7 @@ async def scripted(
     server = Upstream(answer)
     app = web.Application(logger=logging.getLogger("test"), client_max_size=64 * 2**20)
     app.router.add_post("/v1/chat/completions", server.handle)
+    app.router.add_post("/v1/embeddings", server.handle)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     try:

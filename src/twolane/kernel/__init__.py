@@ -11,6 +11,7 @@ from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound
 from twolane.kernel import ledger
+from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
 from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
@@ -23,7 +24,7 @@ from twolane.store.presence import Presence
 from twolane.store.sqlite import SQLiteStore
 from twolane.store.vault import Vault
 
-__all__ = ["Answer", "Kernel", "Model", "Request", "Settled", "new_id"]
+__all__ = ["Answer", "Document", "Kernel", "Model", "Request", "Settled", "new_id"]
 
 
 @dataclass(frozen=True)

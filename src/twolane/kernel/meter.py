@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from twolane.domain.canonical import commitment
 from twolane.domain.completion import EventError, EventReader, end_of, parse_event, usage_of
 from twolane.domain.records import ModelCall, Usage
 from twolane.errors import UpstreamError
+from twolane.models import ModelStream
 
 TAIL_BYTES = 4_096
 """How much of a stream's end is kept to find its usage in."""
@@ -97,6 +98,10 @@ class Meter:
         attempt = self.fields["attempt"]
         assert isinstance(attempt, int)
         return attempt
+
+    def blocks(self, stream: ModelStream) -> AsyncIterator[bytes]:
+        """An answer as it is watched, block by block: one iterator, since a stream need not be able to begin again."""
+        return aiter(stream)
 
     def saw(self, block: bytes) -> None:
         """A block passed."""

@@ -29,6 +29,7 @@ from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Status, Subject, Usage
 from twolane.errors import BadRequest, BudgetExceeded, Killed, LaneFull, SwitchTripped, Unpriced, UpstreamError
 from twolane.kernel import ledger, treasury
+from twolane.kernel.document import Document, DocumentMeter, meter_for
 from twolane.kernel.lanes import Claim, Lanes, Permit
 from twolane.kernel.meter import Meter, Silence
 from twolane.kernel.switches import Switches
@@ -93,8 +94,8 @@ class Answer:
         self.recorded: asyncio.Future[Settled] | None = None
         """Ends when the step's record is on disk; set when the step is over."""
         self._stream, self._meter = stream, meter
-        self._blocks = stream.__aiter__()
-        """One iterator from the first peek to the last block: a stream need not be able to begin again."""
+        self._blocks = meter.blocks(stream)
+        """One iterator from the first peek to the last block."""
         self._owner: _Attempt | None = None
 
     @property
@@ -166,6 +167,15 @@ class Answer:
         self._meter.text_bytes = len(completion.text.encode())
         return completion
 
+    async def document(self) -> Document:
+        """Read to the end what is one JSON document, such as embeddings."""
+        async for _ in self:
+            pass
+        meter = self._meter
+        assert isinstance(meter, DocumentMeter), "a call of another kind"
+        assert meter.document is not None
+        return meter.document
+
     async def durable(self) -> Settled:
         """Wait until the step's record is on disk; call it after the step is over."""
         assert self.recorded is not None, "the step still runs"
@@ -236,7 +246,7 @@ class Door:
         return {
             "v": 1,
             "kind": "step",
-            "op": Kind.CHAT,
+            "op": request.call.kind,
             "step": step,
             "attempt": request.attempt,
             "tenant": origin.tenant,
@@ -398,7 +408,7 @@ class _Attempt:
             raise Unpriced(upstream.name)
         fields = door._fields(request, upstream, step, door._input_digest(request, step))
         call = _sized(request.call, upstream)
-        meter = Meter(fields, call)
+        meter = meter_for(fields, call)
         _check_allowance(request, call, upstream, door._currency)
         claim = self._claim(request, upstream, call)
         if request.lane is not Lane.BATCH:
@@ -666,6 +676,8 @@ def _sized(call: ModelCall, upstream: Upstream) -> ModelCall:
     Raises:
         BadRequest: even at six bytes a token the input alone is larger than the model's context.
     """
+    if call.kind is Kind.EMBEDDINGS:  # nothing is written, and the context holds for each input, not for all of them
+        return dataclasses.replace(call, model=upstream.model_name, max_tokens=0)
     size = pricing.input_bound(call)
     if size // 6 > upstream.context_tokens:
         raise BadRequest(

@@ -173,7 +173,7 @@ class Treasury:
         if parked is not None:
             return parked
         tokens, bound = ask.call.max_tokens, full
-        if ask.may_shrink and short:
+        if ask.may_shrink and short and ask.call.max_tokens:  # embeddings write nothing: there is nothing to lower
             pico_left, tokens_left = budgets.left(chain)
             tokens = max(1, pricing.affordable_tokens(ask.call, ask.price, pico=pico_left, tokens=tokens_left))
             bound = pricing.upper_bound(dataclasses.replace(ask.call, max_tokens=tokens), ask.price)

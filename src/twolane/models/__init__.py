@@ -2,7 +2,8 @@
 
 One wire for all: whatever an upstream speaks, its stream is yielded as server-sent events in the shape of OpenAI chat
 completion chunks, as bytes, so that the online lane can pass them through untouched and the batch lane can read them
-with `domain.completion`. The last event before `data: [DONE]` carries `usage` where the upstream reports it.
+with `domain.completion`. The last event before `data: [DONE]` carries `usage` where the upstream reports it. A call of
+kind `embeddings` is the exception: its stream is one JSON document, in the shape of OpenAI's answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from twolane.domain.records import ModelCall
+from twolane.errors import UpstreamError
 
 
 class ModelStream(Protocol):
@@ -45,3 +47,9 @@ class Model(Protocol):
     async def aclose(self) -> None:
         """Close pooled connections."""
         ...
+
+
+def no_embeddings(upstream: str, why: str) -> UpstreamError:
+    """The refusal of an upstream that makes none; nothing was sent."""
+    move = "Name a route or an upstream whose server has /embeddings (kind openai)"
+    return UpstreamError(upstream, f"it makes no embeddings: {why}", detail=move, http_status=400)

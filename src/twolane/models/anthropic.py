@@ -18,8 +18,9 @@ from twolane.domain.anthropic.body import Body, Untellable, native_body, to_body
 from twolane.domain.anthropic.chunker import Chunker, ReportedError
 from twolane.domain.anthropic.words import DIALECT
 from twolane.domain.completion import EventError, EventReader
-from twolane.domain.records import ModelCall
+from twolane.domain.records import Kind, ModelCall
 from twolane.errors import UpstreamError
+from twolane.models import no_embeddings
 from twolane.models.http import BrokenOff, Client, Response, Unreachable
 
 VERSION = "2023-06-01"
@@ -53,6 +54,8 @@ class Anthropic:
             UpstreamError: as there; also, with status 400 and before anything is sent, for what its protocol has no
                 word for.
         """
+        if call.kind is Kind.EMBEDDINGS:
+            raise no_embeddings(self.name, "Anthropic has no API for them")
         is_native = call.native is not None and call.native.dialect == DIALECT
         body = self._body(call, is_native=is_native)
         told = call.native.headers if is_native and call.native is not None else {}

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import orjson
 
-from twolane.domain.records import Message, ModelCall, Usage
+from twolane.domain.records import Kind, Message, ModelCall, Usage
+from twolane.models import no_embeddings
 from twolane.models.sse import DONE, Chunks, MadeStream
 from twolane.rules import extraction
 
@@ -70,7 +71,13 @@ class Extractive:
         self.first_token_s, self.token_s = first_token_s, token_s
 
     async def open(self, call: ModelCall) -> MadeStream:
-        """Accept the call; the text is read when the stream is first asked for a block."""
+        """Accept the call; the text is read when the stream is first asked for a block.
+
+        Raises:
+            UpstreamError: with status 400, for embeddings.
+        """
+        if call.kind is Kind.EMBEDDINGS:
+            raise no_embeddings(self.name, "it quotes, and knows no vectors")
         return MadeStream(lambda stream: self._blocks(call, stream))
 
     async def aclose(self) -> None:

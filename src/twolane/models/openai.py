@@ -1,6 +1,6 @@
 """Any OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, Mistral … Their quirks stay in this file.
 
-Every call is streamed, also for callers who want the whole answer: only a stream can be metered, cut and killed midway.
+Every completion is streamed, also for callers who want it whole: only a stream can be metered, cut and killed midway.
 Redirects are off, so that a key never leaves for another origin than the configured one.
 """
 
@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from twolane.domain.records import ModelCall
+from twolane.domain.records import Kind, ModelCall
 from twolane.errors import UpstreamError
 from twolane.models.http import BrokenOff, Client, Response, Unreachable
 
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _MAX_ERROR_BYTES = 65_536
+_WHOLE = {"accept": "application/json"}
+"""For an answer in one piece; it stands beside what is accepted of every call."""
 
 
 class OpenAI:
@@ -46,11 +48,14 @@ class OpenAI:
         quirks = self._quirks
         try:
             while True:
-                response = await self._http.post("/chat/completions", self._body(call, quirks))
+                if call.kind is Kind.EMBEDDINGS:
+                    response = await self._http.post("/embeddings", _embeddings_body(call, quirks), _WHOLE)
+                else:
+                    response = await self._http.post("/chat/completions", self._body(call, quirks))
                 if response.status == 200:
                     break
                 error = await self._refusal(response)
-                more = quirks | _quirk_in(error)
+                more = quirks | _quirk_in(error, call)
                 if more == quirks:
                     raise error
                 quirks = more
@@ -144,18 +149,26 @@ class _Stream:
         self._response.close()
 
 
+def _embeddings_body(call: ModelCall, quirks: frozenset[str]) -> bytes:
+    """The fields as the client wrote them. The form of the vectors is its library's choice more often than its own, and
+    whoever reads the answer can change it: a server that does not know the field is asked without."""
+    fields = {name: value for name, value in call.extras.items() if not (name == "encoding_format" and name in quirks)}
+    return orjson.dumps({**fields, "model": call.model})
+
+
 def _key_header(url: str, key: str) -> dict[str, str]:
     """Azure takes a key under a name of its own."""
     host = urlsplit(url).hostname or ""
     return {"api-key": key} if host.endswith(".azure.com") else {"authorization": f"Bearer {key}"}
 
 
-def _quirk_in(error: UpstreamError) -> frozenset[str]:
+def _quirk_in(error: UpstreamError, call: ModelCall) -> frozenset[str]:
     """The field of ours that a refusal speaks of. Learned from the refusal itself: a table of servers would be old
     tomorrow. Some name both old and new field, some only the one they do not know."""
     if error.http_status not in (400, 422):
         return frozenset()
-    names = ("max_completion_tokens", "stream_options")
+    is_chat = call.kind is not Kind.EMBEDDINGS
+    names = ("max_completion_tokens", "stream_options") if is_chat else ("encoding_format",)
     return frozenset(name for name in names if name in error.detail)
 
 

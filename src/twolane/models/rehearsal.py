@@ -21,6 +21,8 @@ WHAT is one of
     no-done               the stream ends without [DONE]
     no-usage              no usage is reported
     wrong-usage           a tenth of the tokens is reported
+
+A call of kind `embeddings` gets the vectors of `models.vectors`, and of the faults what can befall one document.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ from enum import StrEnum
 
 import orjson
 
-from twolane.domain.records import ModelCall, Usage
+from twolane.domain.records import Kind, ModelCall, Usage
 from twolane.errors import ConfigError, UpstreamError
+from twolane.models import vectors
 from twolane.models.extractive import read_brief, tokens_of
 from twolane.models.sse import DONE, Chunks, MadeStream, error_event
 
@@ -192,6 +195,8 @@ class Rehearsal:
                 retry_after_s=fault.retry_after_s,
             )
         self.active += 1
+        if call.kind is Kind.EMBEDDINGS:
+            return MadeStream(lambda stream: self._document(call, fault, stream), self._ended)
         return MadeStream(lambda stream: self._blocks(call, number, fault, stream), self._ended)
 
     async def aclose(self) -> None:
@@ -239,6 +244,32 @@ class Rehearsal:
             yield chunks.usage(self._usage(call, len(wanted), is_wrong=trouble is Trouble.WRONG_USAGE))
         if trouble is not Trouble.NO_DONE:
             yield DONE
+
+    async def _document(self, call: ModelCall, fault: Fault | None, stream: MadeStream) -> AsyncIterator[bytes]:
+        """Embeddings, in two blocks; what befalls a stream after some tokens befalls them between these."""
+        trouble = fault.trouble if fault is not None else None
+        told = self.script.input_tokens
+        read = told if told is not None else vectors.tokens_of(call)
+        read = read // 10 if trouble is Trouble.WRONG_USAGE else read
+        tokens = None if trouble is Trouble.NO_USAGE else read
+        await stream.pause(self.script.first_token_s)
+        if _is_over(stream):
+            return
+        body = vectors.document(call, prompt_tokens=tokens, seed=self.script.seed)
+        half = len(body) // 2
+        if trouble is Trouble.ERROR:
+            yield orjson.dumps({"error": {"message": "the upstream failed (rehearsed)"}})
+            return
+        yield body[:half]
+        match trouble:
+            case Trouble.CUT:
+                raise UpstreamError(self.name, "broke off in the middle (rehearsed)", retryable=True)
+            case Trouble.HANG:
+                await stream.pause(None)
+                return
+            case Trouble.MALFORMED | Trouble.GARBLED | Trouble.NO_DONE:
+                return
+        yield body[half:]
 
     def _count(self, stream: MadeStream) -> None:
         self.tokens += 1

@@ -28,6 +28,7 @@ from twolane.online import api, wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
 from twolane.online.chat import chat, messages
 from twolane.online.completions import ChatCompletions
+from twolane.online.embeddings import embeddings
 from twolane.online.messages import MESSAGES
 from twolane.online.openapi import describe
 from twolane.online.responses import Responses
@@ -112,6 +113,7 @@ ROUTES = (
     Route("GET", "/v1/responses/{id:path}", Permission.USE, no_response_kept, RESPONSES),
     Route("POST", "/v1/responses/{id:path}", Permission.USE, no_response_kept, RESPONSES),
     Route("DELETE", "/v1/responses/{id:path}", Permission.USE, no_response_kept, RESPONSES),
+    Route("POST", "/v1/embeddings", Permission.USE, embeddings),
     Route("GET", "/v1/models", Permission.USE, list_models),
     Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
     Route("GET", "/healthz", Permission.OPEN, health),

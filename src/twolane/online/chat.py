@@ -18,7 +18,7 @@ from twolane.online import wire
 from twolane.online.auth import Grant
 from twolane.online.messages import MESSAGES
 from twolane.online.stream import Exchange, Hangup
-from twolane.online.wire import Asked, Flow
+from twolane.online.wire import Asked, Flow, Named
 
 _DIRECT = RouteSection(light="")
 """How a call is served that names an upstream itself: by the defaults of a route."""
@@ -50,7 +50,7 @@ async def _answer(kernel: Kernel, grant: Grant, exchange: Exchange, asked: Asked
             await _whole(kernel, exchange, asked, request, is_durable=served.durable_ack)
 
 
-def request_of(kernel: Kernel, grant: Grant, asked: Asked, served: RouteSection) -> Request:
+def request_of(kernel: Kernel, grant: Grant, asked: Named, served: RouteSection) -> Request:
     """The step that answers a client's request.
 
     Raises:

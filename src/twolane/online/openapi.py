@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from twolane.online.completions import MAX_CHOICES
+from twolane.online.embeddings import MAX_DIMENSIONS, MAX_INPUTS, MAX_TOKEN, MAX_TOKENS
 from twolane.online.wire import REFUSED
 
 Schema = dict[str, Any]
@@ -151,6 +152,13 @@ def _call(summary: str, body: str, answer: str, description: str, error: str = "
     }
 
 
+def _whole(call: Schema) -> Schema:
+    """A call whose answer never comes as events."""
+    answer = call["responses"]["200"]
+    content = {kind: schema for kind, schema in answer["content"].items() if kind != "text/event-stream"}
+    return {**call, "responses": {**call["responses"], "200": {**answer, "content": content}}}
+
+
 def _read(summary: str, answer: str, *, can_miss: bool = False, parameters: Schema | None = None) -> Schema:
     responses = {"200": _json("What was asked for.", _ref(answer))}
     if can_miss:
@@ -170,6 +178,9 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
     ("POST", "/v1/responses"): _call(
         "One response, as OpenAI's newer clients ask for it; nothing is kept.", "ResponseRequest", "Response",
         "The answer.",
+    ),
+    ("POST", "/v1/embeddings"): _whole(
+        _call("Embeddings, as OpenAI's clients ask for them.", "EmbeddingsRequest", "Embeddings", "The vectors.")
     ),
     **{
         (method, "/v1/responses/{id:path}"): _read("Responses are not kept: always 404.", "Error", can_miss=True)
@@ -225,6 +236,11 @@ _CHOICE = _object(
     {"index": WHOLE, "message": {"type": "object"}, "finish_reason": MAYBE_TEXT, "logprobs": {}}, more=True
 )
 _TOKENS: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**53}
+_SOME_TEXT: Schema = {"type": "string", "minLength": 1}
+_IDS: Schema = {
+    "type": "array", "minItems": 1, "maxItems": MAX_TOKENS,
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN},
+}  # fmt: skip
 _LIMITS = dict.fromkeys(("limit", "spent", "held", "remaining"), WHOLE)
 _FINDING = _object({"what": TEXT, "verdict": {"enum": ["yes", "no", "unknown"]}, "detail": TEXT})
 _LANE = _object({"slots": WHOLE}, more=True)
@@ -254,6 +270,43 @@ SCHEMAS: Mapping[str, Schema] = {
         {
             "id": TEXT, "object": {"const": "chat.completion"}, "created": WHOLE, "model": TEXT,
             "choices": _list(_CHOICE), "usage": _USAGE,
+        },
+        optional=["usage"], more=True,
+    ),
+    "EmbeddingsRequest": {
+        "type": "object",
+        "required": ["model", "input"],
+        "properties": {
+            "model": {"type": "string", "minLength": 1, "description": "a route or an upstream"},
+            "input": {
+                "anyOf": [
+                    _SOME_TEXT,
+                    {"type": "array", "items": _SOME_TEXT, "minItems": 1, "maxItems": MAX_INPUTS},
+                    _IDS,
+                    {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_INPUTS},
+                ],
+                "description": "a text, several, a list of tokens, or several; tokens at most as many as one may hold",
+            },
+            "dimensions": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_DIMENSIONS},
+            "encoding_format": {"enum": ["float", "base64", None]},
+            "stream": {"enum": [False, None]},
+        },
+        "propertyNames": {"not": {"enum": sorted({*REFUSED, "messages"})}},
+        "description": "Further fields (user …) pass through to the upstream.",
+    },
+    "Embeddings": _object(
+        {
+            "object": {"const": "list"}, "model": TEXT,
+            "data": _list(
+                _object(
+                    {
+                        "object": TEXT, "index": WHOLE,
+                        "embedding": {"anyOf": [_list({}), {"type": "string", "contentEncoding": "base64"}]},
+                    },
+                    more=True,
+                )
+            ),
+            "usage": _object({"prompt_tokens": WHOLE, "total_tokens": WHOLE}, more=True),
         },
         optional=["usage"], more=True,
     ),

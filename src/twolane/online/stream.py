@@ -88,7 +88,10 @@ class Exchange:
 
     async def answer(self, status: int, fields: object, headers: list[Header] | None = None) -> None:
         """The whole answer, as JSON."""
-        body = orjson.dumps(fields)
+        await self.answer_bytes(status, orjson.dumps(fields), headers)
+
+    async def answer_bytes(self, status: int, body: bytes, headers: list[Header] | None = None) -> None:
+        """The whole answer, as JSON that is written already."""
         length = (b"content-length", b"%d" % len(body))
         await self._start(status, [*_JSON, length, *(headers or ())])
         await self._send({"type": "http.response.body", "body": body})

@@ -48,8 +48,8 @@ class Flow(Protocol):
         ...
 
 
-class Asked(Protocol):
-    """One request as a client meant it. The call's `max_tokens` is 0 where the client named none."""
+class Named(Protocol):
+    """What a step is made of. The call's `max_tokens` is 0 where the client named none."""
 
     @property
     def model(self) -> str:
@@ -60,6 +60,10 @@ class Asked(Protocol):
     def call(self) -> ModelCall:
         """What is asked of the upstream; `model` is filled in by the door."""
         ...
+
+
+class Asked(Named, Protocol):
+    """One request for words as a client meant it."""
 
     @property
     def is_streamed(self) -> bool:
@@ -98,11 +102,12 @@ class Wire(Protocol):
         ...
 
 
-def read_object(body: bytes) -> dict[str, object]:
+def read_object(body: bytes, *, counted: Iterable[str] = ("messages", "input")) -> dict[str, object]:
     """The JSON object in a body, without fields by which a client would choose the address or the key of a call.
 
     Raises:
-        BadRequest: it is not one, or holds such a field, or more than `MAX_PARTS` messages and their parts.
+        BadRequest: it is not one, or holds such a field, or more than `MAX_PARTS` messages and their parts in one of
+            the fields `counted`.
     """
     try:
         fields = orjson.loads(body)
@@ -113,7 +118,7 @@ def read_object(body: bytes) -> dict[str, object]:
     if not REFUSED.isdisjoint(fields):
         refused = next(name for name in fields if name in REFUSED)
         raise BadRequest(f"{refused!r} is not taken: the route decides where a call goes. Leave it out", param=refused)
-    for name in ("messages", "input"):
+    for name in counted:
         if _parts(fields.get(name)) > MAX_PARTS:
             raise BadRequest(f"'{name}' may hold at most {MAX_PARTS:,} messages and parts of messages", param=name)
     return fields

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import orjson
 
-from twolane.domain.records import Bound, ModelCall, Price, Usage
+from twolane.domain.records import Bound, Kind, ModelCall, Price, Usage
 
 _SCHEMA_WORDS = 128
 """Bytes of the words that ask for a schema where a server does not take it as such."""
@@ -53,6 +53,8 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
         size, messages = len(orjson.dumps(call.raw_messages)) - _packed(call.raw_messages), len(call.raw_messages)
     else:
         size, messages = sum(len(message.content.encode()) for message in call.messages), len(call.messages)
+    if call.kind is Kind.EMBEDDINGS:
+        messages = inputs(call)  # each stands alone, with the marks and words that the model puts around it
     if call.schema is not None:
         size += len(orjson.dumps(call.schema.schema)) + _SCHEMA_WORDS
     if call.extras:
@@ -63,6 +65,12 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
         size = max(size, len(orjson.dumps(dict(call.native.body))) - _packed(told))
         messages = max(messages, len(told))
     return size + overhead_tokens * (messages + 1) + _added_tokens(call)
+
+
+def inputs(call: ModelCall) -> int:
+    """How many embeddings a call asks for: one for a text or a list of tokens, else one for each member of `input`."""
+    asked = call.extras.get("input")
+    return len(asked) if isinstance(asked, list) and asked and not isinstance(asked[0], int) else 1
 
 
 def _added_tokens(call: ModelCall) -> int:

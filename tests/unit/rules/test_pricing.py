@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twolane.domain.records import Message, ModelCall, Native, Price, ReplySchema, Usage
+from twolane.domain.records import Kind, Message, ModelCall, Native, Price, ReplySchema, Usage
 from twolane.rules.pricing import (
     affordable_tokens,
     charge,
     choices,
     estimate,
     input_bound,
+    inputs,
     is_beyond,
     unbounded_part,
     upper_bound,
@@ -223,3 +224,26 @@ def test_blocks_of_another_dialect_are_seen_in_a_chat_completion_too() -> None:
     assert unbounded_part(call) == "document in a packed form"
     search = dataclasses.replace(call, raw_messages=None, extras={"tools": [{"type": "web_search_20250305"}]})
     assert unbounded_part(search) == "tool web_search_20250305"
+
+
+# ── embeddings ──
+
+ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20)
+some_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+asked: st.SearchStrategy[object] = st.one_of(
+    some_text, ids, st.lists(some_text, min_size=1, max_size=9), st.lists(ids, min_size=1, max_size=9)
+)
+
+
+@given(asked, prices)
+def test_embeddings_are_bounded_by_all_that_is_read_and_nothing_is_written(given: object, price: Price) -> None:
+    call = ModelCall((), "m", 0, extras={"input": given}, kind=Kind.EMBEDDINGS)
+    parts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    read = sum(len(part) if isinstance(part, list) else len(str(part).encode()) for part in parts)
+    marks = 2 + price.overhead_tokens  # what a model puts around each
+    bound = upper_bound(call, price)
+    assert inputs(call) == len(parts)
+    assert bound.tokens >= read + marks * len(parts)
+    assert bound.pico == bound.tokens * max(price.input, price.cache_read or 0, price.cache_write or 0)
+    assert estimate(call, 4096).output_tokens == 0
+    assert estimate(call, 0).input_tokens <= bound.tokens
