@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from twolane.config import Config
+from twolane.domain.records import Lane
 from twolane.kernel import Kernel, ledger
 from twolane.models.rehearsal import Rehearsal
 from twolane.online.app import Server, _listen, create_app
@@ -47,3 +50,19 @@ async def test_answers_longer_than_the_drain_are_cancelled_and_recorded(tmp_path
     assert [step["status"] for step in kernel.store.all("steps_since", count=9)] == ["cancelled"] * 3
     assert ledger.verify(kernel.store).ok
     await kernel.aclose()
+
+
+async def test_an_upstream_that_fails_to_close_keeps_nothing_else_open(tmp_path: Path) -> None:
+    class Stubborn(Rehearsal):
+        async def aclose(self) -> None:
+            raise OSError("it will not close")
+
+    sections = {name: {"kind": "rehearsal", "unpriced": "allow"} for name in ("a", "b", "c")}
+    config = Config.model_validate({"store": f"sqlite:{tmp_path / 's.db'}", "upstream": sections, "route": {}})
+    kernel = await Kernel.open(config, models={name: Stubborn(name) for name in ("a", "c")})
+    await kernel.lanes.hold(Lane.ONLINE)
+    with pytest.raises(OSError, match="will not close"):
+        await kernel.aclose()
+    with closing(sqlite3.connect(tmp_path / "s.db")) as store:
+        assert store.execute("SELECT count(*) FROM lane_member").fetchone() == (0,)
+    assert list((tmp_path / "s.db.alive").iterdir()) == []

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -28,16 +30,18 @@ from twolane.online import api, wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
 from twolane.online.chat import chat, messages
 from twolane.online.completions import ChatCompletions
+from twolane.online.connection import Connection
 from twolane.online.messages import MESSAGES
 from twolane.online.openapi import describe
+from twolane.online.patience import Patience
 from twolane.online.responses import Responses
 from twolane.online.stream import ClientGone, Exchange, Header
 from twolane.online.wire import Wire
 
-DRAIN_S = 30
-"""How long a server that was told to stop lets running answers finish."""
 END_S = 5
-"""How long an answer that was cancelled after that may take to end."""
+"""How long an answer that was cancelled at the end of the drain may take to end, and its client to take it."""
+AWAY_RETRY_S = 1.0
+"""When to come back to a server that is about to end: at once to another one, or to this one's successor."""
 _LOG = logging.getLogger("twolane.online")
 
 Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
@@ -127,13 +131,14 @@ ROUTES = (
 class Endpoint:
     """A route as a bare ASGI application: it admits, calls the handler, and tells the client what went wrong."""
 
-    def __init__(self, kernel: Kernel, gate: Gate, route: Route) -> None:
+    def __init__(self, kernel: Kernel, gate: Gate, route: Route, patience: Patience | None = None) -> None:
         self.route = route
-        self._kernel, self._gate = kernel, gate
+        self._kernel, self._gate, self._patience = kernel, gate, patience or Patience()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        exchange = Exchange(scope, receive, send, self.route.wire)
+        exchange = Exchange(scope, receive, send, self.route.wire, self._patience)
+        self._patience.watch(exchange)
         try:
             grant = Grant("") if self.route.permission is Permission.OPEN else self._gate.admit(scope)
             await self.route.handler(self._kernel, grant, exchange)
@@ -144,15 +149,17 @@ class Endpoint:
         except Exception:  # noqa: BLE001 - the outermost turn of a request: the others go on
             _LOG.exception("request %s", exchange.request_id)
             await exchange.fail(wire.unforeseen(exchange.request_id))
+        finally:
+            self._patience.leave(exchange)
 
 
 class Gateway(Starlette):
     """The routes as one ASGI application. A request whose address is one of ours to the letter goes straight to its
     endpoint: Starlette's middleware and matching cost every event of a stream."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        gate = Gate(kernel)
-        endpoints = [Endpoint(kernel, gate, route) for route in ROUTES]
+    def __init__(self, kernel: Kernel, patience: Patience | None = None) -> None:
+        gate, self.patience = Gate(kernel), patience or Patience()
+        endpoints = [Endpoint(kernel, gate, route, self.patience) for route in ROUTES]
         self._exact = {(e.route.method, e.route.path): e for e in endpoints if "{" not in e.route.path}
         super().__init__(
             routes=[StarletteRoute(e.route.path, e, methods=[e.route.method]) for e in endpoints],
@@ -166,9 +173,9 @@ class Gateway(Starlette):
         await (super().__call__ if endpoint is None else endpoint)(scope, receive, send)
 
 
-def create_app(kernel: Kernel) -> Gateway:
+def create_app(kernel: Kernel, patience: Patience | None = None) -> Gateway:
     """The gateway over an open kernel. It opens nothing and closes nothing: the kernel is its owner's."""
-    return Gateway(kernel)
+    return Gateway(kernel, patience)
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
@@ -254,11 +261,13 @@ def _listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """The HTTP server. Stopping it ends this object and not the process, so that the kernel can still be closed."""
 
-    def __init__(self, app: Starlette, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, app: Gateway, *, on_ready: Callable[[], None] = lambda: None) -> None:
+        # uvicorn calls it with its own options, so whatever makes a connection of them will do.
+        connect = cast(type[asyncio.Protocol], partial(Connection, app.patience))
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=connect,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -266,7 +275,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=DRAIN_S,
+                timeout_graceful_shutdown=30,
             )
         )
         self._on_ready = on_ready

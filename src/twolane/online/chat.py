@@ -72,14 +72,17 @@ def request_of(kernel: Kernel, grant: Grant, asked: Asked, served: RouteSection)
 
 
 async def _stream(kernel: Kernel, exchange: Exchange, asked: Asked, request: Request, *, is_durable: bool) -> None:
-    """The door has peeked at the first event before it gives an answer: only then is status 200 said."""
+    """The door has peeked at the first event before it gives an answer: only then is status 200 said, unless that took
+    so long that a keep-alive had to say it."""
     flow: Flow | None = None
+    exchange.is_kept_alive = True
     try:
         async with kernel.door.step(request) as answer:
             exchange.tell("x-twolane-step", answer.step)
             flow = asked.flow(answer.step)
             exchange.error_event = getattr(flow, "error_event", exchange.error_event)
-            await exchange.begin_stream()
+            if not exchange.is_streaming:
+                await exchange.begin_stream()
             async for block in answer:
                 try:
                     ready = flow.take(block)

@@ -10,7 +10,16 @@ import orjson
 
 from twolane.domain.completion import Completion
 from twolane.domain.records import ModelCall, Usage
-from twolane.errors import BadRequest, Killed, LaneFull, NotFound, TwolaneError, Unauthenticated, UpstreamError
+from twolane.errors import (
+    BadRequest,
+    Killed,
+    LaneFull,
+    NotFound,
+    TwolaneError,
+    Unauthenticated,
+    Unavailable,
+    UpstreamError,
+)
 
 REFUSED = frozenset(
     "api_base api_key api_type api_version azure_endpoint base_url custom_llm_provider extra_body extra_headers "
@@ -209,7 +218,7 @@ def error_headers(error: TwolaneError | Killed) -> list[tuple[bytes, bytes]]:
     """What tells a client's own retries what to do."""
     should_retry = not isinstance(error, Killed) and error.should_retry
     headers = [(b"x-should-retry", b"true" if should_retry else b"false")]
-    delay_s = error.retry_after_s if isinstance(error, LaneFull | UpstreamError) else None
+    delay_s = error.retry_after_s if isinstance(error, LaneFull | Unavailable | UpstreamError) else None
     if delay_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(delay_s))))
         headers.append((b"retry-after-ms", b"%d" % max(1, math.ceil(delay_s * 1000))))
