@@ -158,6 +158,12 @@ def _read(summary: str, answer: str, *, can_miss: bool = False, parameters: Sche
     return {"summary": summary, "responses": responses, "x-parameters": parameters or {}}
 
 
+def _health() -> Schema:
+    read = _read("The process answers and its store can be read.", "Health")
+    draining = _json("It is about to stop: send nothing more here.", _ref("Draining"))
+    return {**read, "responses": {**read["responses"], "503": draining}}
+
+
 # ── operations ──
 
 OPERATIONS: Mapping[tuple[str, str], Schema] = {
@@ -177,7 +183,7 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
     },
     ("GET", "/v1/models"): _read("The routes and upstreams this key may name.", "Models"),
     ("GET", "/v1/models/{id:path}"): _read("One of them.", "Model", can_miss=True),
-    ("GET", "/healthz"): _read("The process answers and its store can be read.", "Health"),
+    ("GET", "/healthz"): _health(),
     ("GET", "/api/v1/openapi.json"): _read("This description.", "Description"),
     ("GET", "/api/v1/upstreams"): _read("Upstreams within this key's reach.", "Upstreams"),
     ("GET", "/api/v1/steps/{id}"): _read(
@@ -309,6 +315,7 @@ SCHEMAS: Mapping[str, Schema] = {
     ) | {"description": "OpenAI's clients read some of it, Anthropic's the others"},
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}, more=True),
     "Health": _object({"status": {"const": "ok"}}),
+    "Draining": _object({"status": {"const": "draining"}}),
     "Description": _object({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}, more=True),
     "Probe": _object(
         {

@@ -52,6 +52,8 @@ class Patience:
         bodies_bytes: int = BODIES_BYTES,
     ) -> None:
         self.keep_alive_s, self.stall_s, self.body_s, self.bodies_bytes = keep_alive_s, stall_s, body_s, bodies_bytes
+        self.is_draining = False
+        """True once the server was told to stop: nobody who comes now is waited for."""
         self.held_bytes = 0
         """What unfinished bodies hold now."""
         self._tick_s = min(LONGEST_TICK_S, keep_alive_s / 8, stall_s / 8, body_s / 8)
