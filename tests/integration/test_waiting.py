@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ import orjson
 import pytest
 
 from twolane.config import Config
-from twolane.domain.records import Lane
+from twolane.domain.records import Lane, ModelCall
 from twolane.kernel import Kernel
 from twolane.kernel.lanes import LaneState
 from twolane.kernel.treasury import drift
 from twolane.models.rehearsal import Rehearsal
+from twolane.models.sse import MadeStream
 from twolane.online.app import Server, create_app
+from twolane.online.auth import create_key
 from twolane.online.patience import Patience
 from twolane.online.stream import Exchange
 from twolane.online.wire import OpenAIErrors
@@ -35,12 +37,23 @@ STREAM = {**ANY, "stream": True}
 SIGN = b": keep-alive\n\n"
 
 
+class Telling(Rehearsal):
+    """A rehearsal that sends headers."""
+
+    headers: Mapping[str, str] = {}
+
+    async def open(self, call: ModelCall) -> MadeStream:
+        stream = await super().open(call)
+        stream.headers = dict(self.headers)
+        return stream
+
+
 @dataclass
 class Gateway:
     """A running gateway and what stands behind it."""
 
     kernel: Kernel
-    upstream: Rehearsal
+    upstream: Telling
     patience: Patience
     http: aiohttp.ClientSession
     port: int
@@ -81,11 +94,15 @@ async def gateway(folder: Path, *, patience: Patience | None = None, **script: A
         {
             "store": f"sqlite:{folder / 's.db'}",
             "upstream": {"main": section, "other": {**section, "options": {"reply": "from the other"}}},
-            "route": {"both": {"light": "main", "fallback": ["other"]}},
+            "route": {
+                "both": {"light": "main", "fallback": ["other"]},
+                "hasty": {"light": "main", "deadline_ms": 50},
+                "patient": {"light": "main", "deadline_ms": 30_000},
+            },
             "budget": {"tenant:default": {"money": "100"}},
         }
     )
-    upstream = Rehearsal("main", **{"reply": REPLY, **script})
+    upstream = Telling("main", **{"reply": REPLY, **script})
     kernel = await Kernel.open(config, models={"main": upstream})
     await kernel.lanes.hold(Lane.ONLINE)
     app, ready = create_app(kernel, patience), asyncio.Event()
@@ -374,3 +391,95 @@ async def test_a_client_that_leaves_amid_its_body_leaves_nothing(tmp_path: Path)
         await until(lambda: gate.patience.held_bytes == 250_000)
         writer.close()
         await until(lambda: gate.patience.held_bytes == 0)
+
+
+# ── a line ──
+
+HANGING: dict[str, Any] = {"section": {"slots": {"online": 1}}, "faults": "first 1: hang 1"}
+
+
+async def test_who_hangs_up_in_the_line_leaves_it_at_once(tmp_path: Path) -> None:
+    async with gateway(tmp_path, **HANGING) as gate:
+        async with gate.post({**STREAM, "model": "patient"}):  # has the only slot
+            for body in ({**STREAM, "model": "patient"}, {**ANY, "model": "patient"}):
+                waiting = asyncio.create_task(gate.post(body).__aenter__())
+                await until(lambda: gate.lane().waiting == 1)
+                waiting.cancel()
+                await until(lambda: gate.lane().waiting == 0)
+            assert gate.upstream.requests == 1
+            assert len(gate.kernel.switches._running) == 1
+        await gate.at_rest()
+        assert [step["status"] for step in gate.steps()] == ["cancelled"]  # who only stood in line left no step
+
+
+async def test_a_switch_ends_the_wait_in_the_line_at_once(tmp_path: Path) -> None:
+    async with gateway(tmp_path, **HANGING) as gate:
+        key = await create_key(gate.kernel, "legal", "ci")
+        other = await create_key(gate.kernel, "sales", "ci")
+
+        def asked_with(key: str, body: object) -> Any:  # Any: aiohttp's request context
+            url = f"http://127.0.0.1:{gate.port}/v1/chat/completions"
+            return gate.http.post(url, json=body, headers={"authorization": f"Bearer {key}"})
+
+        async with asked_with(other, {**STREAM, "model": "patient"}):
+            bodies = ({**STREAM, "model": "patient"}, {**ANY, "model": "patient"})
+            waiting = [asyncio.create_task(asked_with(key, body).__aenter__()) for body in bodies]
+            await until(lambda: gate.lane().waiting == 2)
+            await gate.kernel.switches.trip("tenant:legal", cause="test", actor="test")
+            for response in await asyncio.gather(*waiting):
+                assert response.status == 503
+                assert response.headers["x-should-retry"] == "false"
+                assert (await response.json())["error"]["code"] == "switch_tripped"
+            assert gate.lane().waiting == 0
+            assert gate.upstream.requests == 1
+        await gate.at_rest()
+
+
+# ── rates, as clients read them ──
+
+
+def limits_in(headers: Mapping[str, str]) -> dict[str, str]:
+    lower = {name.lower(): value for name, value in headers.items()}
+    return {name[12:]: value for name, value in lower.items() if name.startswith("x-ratelimit-")}
+
+
+async def test_a_configured_rate_is_told_with_answers_and_refusals(tmp_path: Path) -> None:
+    rate = {"requests_per_minute": 40, "tokens_per_minute": 60_000}
+    section = {"slots": {"online": 5, "batch": 5}, "rate": rate}
+    async with gateway(tmp_path, section=section) as gate:
+        for body in (STREAM, {**ANY, "max_tokens": 10}):
+            async with gate.post({**body, "max_tokens": 10}) as response:
+                await response.read()
+                told = limits_in(response.headers)
+            assert response.status == 200
+            assert (told["limit-requests"], told["limit-tokens"]) == ("20", "30000")
+            assert int(told["remaining-requests"]) <= 1
+            assert 4_000 < int(told["remaining-tokens"]) < 5_000
+            assert told["reset-requests"].endswith("s")
+        async with gate.post({**ANY, "model": "hasty"}) as response:
+            assert response.status == 429
+            told = limits_in(response.headers)
+        assert (told["limit-requests"], told["remaining-requests"]) == ("20", "0")
+
+
+async def test_what_an_upstream_tells_of_its_rate_is_told_on_and_remembered(tmp_path: Path) -> None:
+    async with gateway(tmp_path, section=HANGING["section"], faults="2nd: hang 1") as gate:
+        gate.upstream.headers = {
+            "anthropic-ratelimit-requests-limit": "50",
+            "anthropic-ratelimit-requests-remaining": "49",
+            "x-ratelimit-remaining-tokens": "1000",
+        }
+        async with gate.post(STREAM) as response:
+            told = limits_in(response.headers)
+        assert told == {"limit-requests": "50", "remaining-requests": "49", "remaining-tokens": "1000"}
+        gate.upstream.headers = {}
+        async with gate.post(STREAM), gate.post({**ANY, "model": "hasty"}) as refused:
+            assert refused.status == 429
+            assert limits_in(refused.headers) == told
+
+
+async def test_of_an_unknown_rate_nothing_is_told(tmp_path: Path) -> None:
+    hasty = {**ANY, "model": "hasty"}
+    async with gateway(tmp_path, **HANGING) as gate, gate.post(STREAM) as response, gate.post(hasty) as refused:
+        assert (response.status, refused.status) == (200, 429)
+        assert limits_in(response.headers) == limits_in(refused.headers) == {}

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from twolane.online.completions import MAX_CHOICES
 from twolane.online.wire import REFUSED
+from twolane.rules.feedback import State
 
 Schema = dict[str, Any]
 """JSON. Any: a JSON Schema holds what it holds."""
@@ -137,6 +138,15 @@ def _call(summary: str, body: str, answer: str, description: str, error: str = "
             ("x-twolane-route", "the route or upstream that was named"),
             ("x-twolane-reason", "why this upstream"),
             ("x-twolane-cost", "of an answer in one piece, once it is recorded"),
+            *(
+                (f"x-ratelimit-{part}-{what}", f"{text}; where a rate is configured for the upstream or told by it")
+                for what in ("requests", "tokens")
+                for part, text in (
+                    ("limit", f"{what} a minute"),
+                    ("remaining", "what may be sent at once"),
+                    ("reset", "until all of that is there again, as 20ms or 6m0s"),
+                )
+            ),
         )
     }
     return {
@@ -233,7 +243,25 @@ _CHOICE = _object(
 _TOKENS: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**53}
 _LIMITS = dict.fromkeys(("limit", "spent", "held", "remaining"), WHOLE)
 _FINDING = _object({"what": TEXT, "verdict": {"enum": ["yes", "no", "unknown"]}, "detail": TEXT})
-_LANE = _object({"slots": WHOLE}, more=True)
+_LANE: Schema = _object(
+    {
+        "slots": WHOLE,
+        "held": WHOLE,
+        "busy": WHOLE,
+        "borrowed": WHOLE,
+        "lent": WHOLE,
+        "waiting": WHOLE,
+        "limit": WHOLE,
+        "calls_left": {"type": ["number", "null"]},
+        "tokens_left": {"type": ["number", "null"]},
+        "breaker": {"enum": [str(state) for state in State]},
+    }
+) | {
+    "description": "slots: configured over all processes; held: of them by this process; busy: calls in flight here, "
+    "borrowed of them in the other lane's slots; lent: slots of this lane that the other one uses; waiting: calls in "
+    "line; limit: how many may be busy here now; calls_left, tokens_left: what may leave at once, null without a rate, "
+    "below 0 after more was used than expected"
+}
 
 SCHEMAS: Mapping[str, Schema] = {
     "Error": _object(
@@ -326,8 +354,8 @@ SCHEMAS: Mapping[str, Schema] = {
     "Price": _object(
         {name: _maybe(DECIMAL) for name in ("input", "output", "cache_read", "cache_write")}
     ) | {"description": "currency per million tokens"},
-    "Lanes": _object({"source": TEXT, "online": _LANE, "batch": _LANE}) | {
-        "description": "source config: slots as configured; else what is in force"
+    "Lanes": _object({"source": {"const": "live"}, "online": _LANE, "batch": _LANE}) | {
+        "description": "as the process that answers sees them at this moment"
     },
     "Upstream": _object(
         {

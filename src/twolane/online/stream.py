@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import orjson
@@ -140,6 +140,10 @@ class Exchange:
     def tell(self, name: str, value: str) -> None:
         """Add a header to the answer, whatever the answer will be; what no header may hold is replaced."""
         self._headers.append((name.encode(), _UNFIT.sub(b"?", value.encode())))
+
+    def tell_all(self, headers: Iterable[Header]) -> None:
+        """Add headers that are sound as they are."""
+        self._headers += headers
 
     async def answer(self, status: int, fields: object, headers: list[Header] | None = None) -> None:
         """The whole answer, as JSON."""

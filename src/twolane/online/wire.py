@@ -20,6 +20,7 @@ from twolane.errors import (
     Unavailable,
     UpstreamError,
 )
+from twolane.rules.rates import Told
 
 REFUSED = frozenset(
     "api_base api_key api_type api_version azure_endpoint base_url custom_llm_provider extra_body extra_headers "
@@ -225,6 +226,29 @@ def error_headers(error: TwolaneError | Killed) -> list[tuple[bytes, bytes]]:
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
+
+
+def rate_headers(told: Iterable[Told]) -> list[tuple[bytes, bytes]]:
+    """The limits of a lane as OpenAI's clients read them: `x-ratelimit-limit-requests`, `-remaining-`, `-reset-`, and
+    the same for tokens. What nobody knows is left out.
+
+    Source: https://platform.openai.com/docs/guides/rate-limits
+    """
+    headers = []
+    for each in told:
+        reset = None if each.reset_s is None else _duration(each.reset_s)
+        for part, value in (("limit", each.limit), ("remaining", each.remaining), ("reset", reset)):
+            if value is not None:
+                headers.append((f"x-ratelimit-{part}-{each.what}".encode(), str(value).encode()))
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    """As `20ms`, `7s` or `6m0s`, rounded up."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def unforeseen(request_id: str) -> TwolaneError:
