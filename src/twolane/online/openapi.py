@@ -67,8 +67,8 @@ def describe(routes: Iterable[Described]) -> Schema:
         else:
             operation["responses"] = {"401": _error("No key, or not one of ours.", shape), **operation["responses"]}
         operation["responses"] = {
-            **operation["responses"],
             "503": _error("The server stops, or is overcharged.", shape),
+            **operation["responses"],
         }
         paths.setdefault(_template(route.path), {})[route.method.lower()] = operation
     return {
