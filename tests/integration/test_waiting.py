@@ -330,18 +330,54 @@ async def test_a_client_that_takes_nothing_is_given_up_and_its_upstream_is_close
 
 
 async def test_a_client_that_reads_slowly_is_waited_for(tmp_path: Path) -> None:
-    patience = Patience(stall_s=0.5)
+    patience = Patience(stall_s=0.8)
     async with gateway(tmp_path, patience=patience, reply=LONG) as gate:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        with await ask_without_reading(gate.port, STREAM) as client:
+        with await ask_without_reading(gate.port, {**STREAM, "max_tokens": 150}) as client:
             received = b""
             while not received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
                 received += await loop.sock_recv(client, 65536)
-                if loop.time() - began < 1.5:  # three times what would be too long without a byte
+                if loop.time() - began < 2:  # more than twice what would be too long without a byte
                     await asyncio.sleep(0.01)
         assert [step["status"] for step in gate.steps()] == ["ok"]
         await gate.at_rest()
+
+
+class Taking:
+    """A connection whose client is said to have taken so much."""
+
+    def __init__(self, left: int) -> None:
+        self.transport, self.loop = self, self
+        self.left, self.is_given_up = left, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def time(self) -> float:
+        return 0.0
+
+    def give_up(self) -> None:
+        self.is_given_up = True
+
+
+async def test_a_large_answer_is_taken_piece_by_piece_but_not_drop_by_drop() -> None:
+    patience, steady, dripping = Patience(), Taking(10**7), Taking(10**7)
+    for connection in (steady, dripping):
+        patience.stalled(connection)  # type: ignore[arg-type]  # as much of one as is asked of it
+    for second in range(1, 60):
+        steady.left -= 1_000
+        dripping.left -= 200
+        patience.look(float(second))
+    assert (steady.is_given_up, dripping.is_given_up) == (False, False)
+    for second in range(60, 200):
+        steady.left -= 1_000
+        dripping.left -= 200
+        patience.look(float(second))
+    assert (steady.is_given_up, dripping.is_given_up) == (False, True)
+    for connection in (steady, dripping):
+        patience.moved(connection)  # type: ignore[arg-type]
+    await until(lambda: not patience.is_ticking)
 
 
 # ── a client that does not send ──

@@ -110,7 +110,12 @@ class Patience:
 
     def _tick(self) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        self.look(asyncio.get_running_loop().time())
+        if self._open or self._stalled:
+            self._arm()
+
+    def look(self, now: float) -> None:
+        """Act on whoever kept the others waiting for too long; `now` is an instant of the loop's clock."""
         for exchange in list(self._open):
             try:
                 exchange.look(now, keep_alive_s=self.keep_alive_s, body_s=self.body_s)
@@ -122,5 +127,3 @@ class Patience:
                 stall.since, stall.left_bytes = now, left
             elif now - stall.since >= self.stall_s:
                 connection.give_up()
-        if self._open or self._stalled:
-            self._arm()
