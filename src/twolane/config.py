@@ -193,10 +193,11 @@ class BudgetSection(Section):
 
 
 class ServeSection(Section):
-    """`[serve]`: where the gateway listens."""
+    """`[serve]`: where the gateway listens, and how it leaves."""
 
     host: str = Field(default="127.0.0.1", description="a public address without a key is refused")
     port: int = Field(default=8080, ge=0, le=65_535, description="0 takes a free one")
+    drain_s: float = Field(default=30, ge=0, le=3600, description="how long answers may finish once it is told to stop")
 
 
 def _built_in() -> dict[str, UpstreamSection]:

@@ -9,7 +9,8 @@ TwolaneError
 │   ├── Unauthenticated     no key, or not one of ours
 │   ├── BadRequest          the request itself is wrong
 │   ├── NotFound            no such route, upstream, run, item …
-│   └── LaneFull            lane, upstream, waited_s, retry_after_s: the one refusal worth retrying
+│   ├── Unavailable         retry_after_s: this server takes no request now; another may, or this one later
+│   └── LaneFull            lane, upstream, waited_s, retry_after_s: worth retrying as well
 │       └── UpstreamDown    the same, because the upstream is left alone after its failures
 ├── HandoffRefused          agent, problems: the item goes to quarantine
 ├── DocumentRefused         the document cannot be read: the item goes to quarantine
@@ -131,6 +132,18 @@ class NotFound(Refused):
     def __init__(self, problem: str, *, param: str | None = None) -> None:
         self.param = param
         super().__init__(problem)
+
+
+class Unavailable(Refused):
+    """This server takes no request now, because it is about to end or reads too much already. Nothing was done."""
+
+    code = "unavailable"
+    status = 503
+    should_retry = True
+
+    def __init__(self, problem: str, *, code: str, retry_after_s: float) -> None:
+        self.code, self.retry_after_s = code, retry_after_s
+        super().__init__(f"{problem}. Try again in {retry_after_s:g} s")
 
 
 class LaneFull(Refused):

@@ -95,12 +95,17 @@ async def test_upstreams_are_those_within_a_keys_reach(tmp_path: Path) -> None:
     async with gateway(tmp_path) as gate:
         everything = await create_key(gate.kernel, "legal", "ci")
         auto_only = await create_key(gate.kernel, "legal", "auto", ["auto"])
+        await gate.kernel.lanes.hold(Lane.ONLINE)
         await probe(gate.kernel, "main")
         told = await gate.get("/api/v1/upstreams", everything)
         assert [upstream["name"] for upstream in told["upstreams"]] == ["main", "other"]
         main, other = told["upstreams"]
         assert main["price"] == {**PRICE, "cache_read": None, "cache_write": None}
-        assert main["lanes"] == {"source": "config", "online": {"slots": 3}, "batch": {"slots": 2}}
+        idle = {"busy": 0, "borrowed": 0, "lent": 0, "waiting": 0, "calls_left": None, "tokens_left": None}
+        lanes = main["lanes"]
+        assert lanes.pop("source") == "live"
+        assert lanes["online"] == {**idle, "slots": 3, "held": 3, "limit": 3, "breaker": "closed"}
+        assert lanes["batch"] == {**idle, "slots": 2, "held": 0, "limit": 0, "breaker": "closed"}
         assert main["probe"]["findings"][0] == {
             "what": "reachable", "verdict": "yes", "detail": main["probe"]["findings"][0]["detail"],
         }  # fmt: skip

@@ -6,6 +6,7 @@ import logging
 from itertools import pairwise
 from typing import Any
 
+import jsonschema_rs
 import orjson
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from twolane.online.app import ROUTES, Endpoint, Permission, Route, create_app
 from twolane.online.completions import Outflow
+from twolane.online.openapi import describe
 
 
 class Anything:
@@ -55,6 +57,36 @@ async def test_an_unforeseen_error_tells_the_client_nothing(caplog: pytest.LogCa
     assert b"/etc" not in sent[1]["body"]
     assert b"r1" in sent[1]["body"]
     assert "r1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/healthz"), ("POST", "/v1/messages"), ("GET", "/v1/models/x"), ("GET", "/api/v1/budgets"), ("GET", "/x")],
+)
+async def test_a_server_about_to_stop_answers_as_described(method: str, path: str) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    app = create_app(Anything())  # type: ignore[arg-type]  # nothing of it is asked
+    app.patience.is_draining = True
+    await app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+    start, body = sent
+    assert start["status"] == 503
+    assert {(b"x-should-retry", b"true"), (b"retry-after-ms", b"1000"), (b"connection", b"close")} <= {
+        *start["headers"]
+    }
+    described = describe(ROUTES)
+    operation = described["paths"].get(path.replace("/x", "/{id}"), {}).get(method.lower())
+    shape = operation["responses"]["503"]["content"]["application/json"]["schema"] if operation else ERROR
+    jsonschema_rs.validate({**shape, "components": described["components"]}, orjson.loads(body["body"]))
+
+
+ERROR = {"$ref": "#/components/schemas/Error"}
 
 
 def event(**fields: object) -> bytes:

@@ -101,7 +101,7 @@ def test_an_unknown_key_is_refused_with_its_nearest_match_at_every_depth(text: s
 
 
 def test_an_unknown_key_far_from_any_other_gets_the_list() -> None:
-    assert "there are: host, port" in refusal("[serve]\nzzzzzzzz = 1")
+    assert "there are: drain_s, host, port" in refusal("[serve]\nzzzzzzzz = 1")
 
 
 def test_the_files_own_place_is_not_a_key_of_it() -> None:

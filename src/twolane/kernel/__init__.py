@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,14 +95,16 @@ class Kernel:
         return kernel
 
     async def aclose(self) -> None:
-        """Write what was submitted, close sockets and files."""
-        self.switches.close()
-        self.lanes.close()
-        for upstream in self.upstreams.values():
-            await upstream.model.aclose()
-        await self.treasury.aclose()
-        self.store.close()
-        self.presence.close()
+        """Write what was submitted, give back what is leased, close sockets and files. One that fails to close does not
+        keep the others open; its error is raised when all are."""
+        async with AsyncExitStack() as last_first:
+            last_first.callback(self.presence.close)
+            last_first.callback(self.store.close)
+            last_first.push_async_callback(self.treasury.aclose)
+            for upstream in self.upstreams.values():
+                last_first.push_async_callback(upstream.model.aclose)
+            last_first.callback(self.lanes.close)
+            last_first.callback(self.switches.close)
 
     def route(self, name: str, origin: Origin, *, lane: Lane, agent: str = "") -> Route:
         """Decide for a name that a client or an agent gives: a route, else an upstream itself.

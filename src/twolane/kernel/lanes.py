@@ -11,7 +11,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twolane.config import UpstreamSection
@@ -91,6 +91,9 @@ class Gate(Borrower):
         self._clock, self._ask = clock, ask or (lambda slots: None)
         self._closed_until = 0.0
         self._refusals = 0
+        self._told: list[rates.Told] = []
+        self._told_at = 0.0
+        self._is_rated = limits.calls_a_minute is not None or limits.tokens_a_minute is not None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         now = clock()
@@ -358,7 +361,10 @@ class Gate(Borrower):
 
     def _heard(self, headers: Mapping[str, str], now: float, *, is_changed: bool) -> None:
         if headers:
-            self._close_for(rates.closed_s(rates.read_limits(headers, time.time())), now)
+            told = rates.read_limits(headers, time.time())
+            if told:
+                self._told, self._told_at, self._is_rated = told, now, True
+                self._close_for(rates.closed_s(told), now)
         if is_changed:
             for slots in self.slots.values():
                 slots.set_pace(self.pace.share, now)
@@ -376,6 +382,23 @@ class Gate(Borrower):
                 waiter = slots.pop()
                 if not waiter.turn.done():
                     waiter.turn.set_exception(self._down(waiter.claim, now, now - waiter.began))
+
+    def allowances(self, lane: Lane) -> Sequence[rates.Told]:
+        """See `Lanes.allowances`."""
+        if not self._is_rated:
+            return ()
+        slots, now = self.slots[lane], self._clock()
+        configured = [
+            rates.Told(what, rate, max(0, math.floor(bucket.level(now))), bucket.full_s(now))
+            for what, rate, bucket in (
+                ("requests", slots.calls_a_minute, slots.calls),
+                ("tokens", slots.tokens_a_minute, slots.tokens),
+            )
+            if bucket is not None
+        ]
+        known = {each.what for each in configured}
+        told = (rates.aged(each, now - self._told_at) for each in self._told if each.what not in known)
+        return configured + rates.tightest(each for each in told if each is not None)
 
     # ── time ──
 
@@ -467,6 +490,12 @@ class Lanes:
     def counts_tokens(self, upstream: str) -> bool:
         """True where a claim needs to say how many tokens it will use."""
         return self._gates[upstream].limits.tokens_a_minute is not None
+
+    def allowances(self, upstream: str, lane: Lane) -> Sequence[rates.Told]:
+        """What is known of the rates a lane has on an upstream, at most one of requests and one of tokens: those
+        configured for it, with what may leave from this process at once; else what the upstream last told of its own.
+        Empty where nothing is known, for the price of a look-up."""
+        return self._gates[upstream].allowances(lane)
 
     def slots(self, upstream: str, lane: Lane) -> Slots:
         """The slots of `lane` on `upstream`."""

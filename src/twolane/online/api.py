@@ -6,12 +6,14 @@ Read-only. Whoever holds a tenant's key is that tenant and sees that tenant alon
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from twolane.config import RouteSection, UpstreamSection
 from twolane.domain.money import decimal_string
 from twolane.errors import NotFound
 from twolane.kernel import Kernel
+from twolane.kernel.lanes import LaneState
 from twolane.online.auth import Grant
 from twolane.online.probe import last_probe
 from twolane.online.stream import Exchange
@@ -23,7 +25,10 @@ STEP_ID = re.compile(r"[0-9a-f]{24}")
 async def list_upstreams(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
     """GET /api/v1/upstreams: those that this key may reach, with price, lanes and what the last probe found."""
     sections = {name: kernel.config.upstream[name] for name in sorted(_within_reach(kernel, grant))}
-    fields = [_upstream_fields(kernel, name, section) for name, section in sections.items()]
+    lanes: dict[str, list[LaneState]] = {}
+    for state in kernel.lanes.state():
+        lanes.setdefault(state.upstream, []).append(state)
+    fields = [_upstream_fields(kernel, name, section, lanes[name]) for name, section in sections.items()]
     await exchange.answer(200, {"currency": kernel.config.currency, "upstreams": fields})
 
 
@@ -72,21 +77,42 @@ def _choices(route: RouteSection) -> set[str]:
     return {name for name in named if name is not None}
 
 
-def _upstream_fields(kernel: Kernel, name: str, section: UpstreamSection) -> dict[str, object]:
+def _upstream_fields(
+    kernel: Kernel, name: str, section: UpstreamSection, states: Iterable[LaneState]
+) -> dict[str, object]:
     probe = last_probe(kernel.store, name)
     return {
         "name": name,
         "kind": section.kind,
         "model": section.model or name,
         "price": None if section.price is None else section.price.model_dump(),
-        "lanes": lanes_fields(section),
+        "lanes": lanes_fields(states),
         "probe": None if probe is None else probe.as_fields(),
     }
 
 
-def lanes_fields(section: UpstreamSection) -> dict[str, object]:
-    """The slots of each lane. `source` says where the figures are from: what is configured, not what is in force."""
-    return {"source": "config", "online": {"slots": section.slots.online}, "batch": {"slots": section.slots.batch}}
+def lanes_fields(states: Iterable[LaneState]) -> dict[str, object]:
+    """Each lane of one upstream as this process sees it at this moment."""
+    return {"source": "live"} | {str(state.lane): _lane_fields(state) for state in states}
+
+
+def _lane_fields(state: LaneState) -> dict[str, object]:
+    return {
+        "slots": state.slots,
+        "held": state.held,
+        "busy": state.busy,
+        "borrowed": state.borrowed,
+        "lent": state.lent,
+        "waiting": state.waiting,
+        "limit": state.limit,
+        "calls_left": _rounded(state.calls_left),
+        "tokens_left": _rounded(state.tokens_left),
+        "breaker": str(state.breaker),
+    }
+
+
+def _rounded(level: float | None) -> float | None:
+    return None if level is None else round(level, 3)
 
 
 def _budget_fields(account: Account) -> dict[str, object]:

@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,23 +25,25 @@ from starlette.types import Receive, Scope, Send
 
 from twolane.config import Config, near
 from twolane.domain.records import Lane
-from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneError
+from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneError, Unavailable
 from twolane.kernel import Kernel
 from twolane.online import api, wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
 from twolane.online.chat import chat, messages
 from twolane.online.completions import ChatCompletions
+from twolane.online.connection import Connection
 from twolane.online.embeddings import embeddings
 from twolane.online.messages import MESSAGES
 from twolane.online.openapi import describe
+from twolane.online.patience import Patience
 from twolane.online.responses import Responses
 from twolane.online.stream import ClientGone, Exchange, Header
 from twolane.online.wire import Wire
 
-DRAIN_S = 30
-"""How long a server that was told to stop lets running answers finish."""
 END_S = 5
-"""How long an answer that was cancelled after that may take to end."""
+"""How long an answer that was cancelled at the end of the drain may take to end, and its client to take it."""
+AWAY_RETRY_S = 1.0
+"""When to come back to a server that is about to end: at once to another one, or to this one's successor."""
 _LOG = logging.getLogger("twolane.online")
 
 Handler = Callable[[Kernel, Grant, Exchange], Awaitable[None]]
@@ -129,13 +134,14 @@ ROUTES = (
 class Endpoint:
     """A route as a bare ASGI application: it admits, calls the handler, and tells the client what went wrong."""
 
-    def __init__(self, kernel: Kernel, gate: Gate, route: Route) -> None:
+    def __init__(self, kernel: Kernel, gate: Gate, route: Route, patience: Patience | None = None) -> None:
         self.route = route
-        self._kernel, self._gate = kernel, gate
+        self._kernel, self._gate, self._patience = kernel, gate, patience or Patience()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        exchange = Exchange(scope, receive, send, self.route.wire)
+        exchange = Exchange(scope, receive, send, self.route.wire, self._patience)
+        self._patience.watch(exchange)
         try:
             grant = Grant("") if self.route.permission is Permission.OPEN else self._gate.admit(scope)
             await self.route.handler(self._kernel, grant, exchange)
@@ -143,18 +149,25 @@ class Endpoint:
             pass
         except (TwolaneError, Killed) as error:
             await exchange.fail(error)
+        except asyncio.CancelledError:
+            if not self._patience.is_draining:
+                raise
+            exchange.tell("connection", "close")
+            await exchange.fail(_going("the server stops, and this took longer than it can wait"))
         except Exception:  # noqa: BLE001 - the outermost turn of a request: the others go on
             _LOG.exception("request %s", exchange.request_id)
             await exchange.fail(wire.unforeseen(exchange.request_id))
+        finally:
+            self._patience.leave(exchange)
 
 
 class Gateway(Starlette):
     """The routes as one ASGI application. A request whose address is one of ours to the letter goes straight to its
     endpoint: Starlette's middleware and matching cost every event of a stream."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        gate = Gate(kernel)
-        endpoints = [Endpoint(kernel, gate, route) for route in ROUTES]
+    def __init__(self, kernel: Kernel, patience: Patience | None = None) -> None:
+        gate, self.patience = Gate(kernel), patience or Patience()
+        endpoints = [Endpoint(kernel, gate, route, self.patience) for route in ROUTES]
         self._exact = {(e.route.method, e.route.path): e for e in endpoints if "{" not in e.route.path}
         super().__init__(
             routes=[StarletteRoute(e.route.path, e, methods=[e.route.method]) for e in endpoints],
@@ -165,12 +178,29 @@ class Gateway(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         endpoint = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if self.patience.is_draining:
+            await _turn_away(Exchange(scope, receive, send, endpoint.route.wire if endpoint else OPENAI))
+            return
         await (super().__call__ if endpoint is None else endpoint)(scope, receive, send)
 
 
-def create_app(kernel: Kernel) -> Gateway:
+def create_app(kernel: Kernel, patience: Patience | None = None) -> Gateway:
     """The gateway over an open kernel. It opens nothing and closes nothing: the kernel is its owner's."""
-    return Gateway(kernel)
+    return Gateway(kernel, patience)
+
+
+async def _turn_away(exchange: Exchange) -> None:
+    """What a request is told that comes after the server was told to stop: another server may take it."""
+    exchange.tell("connection", "close")
+    refusal = _going("the server is about to stop and takes no new request")
+    if exchange.scope["path"] == "/healthz":
+        await exchange.answer(503, {"status": "draining"}, wire.error_headers(refusal))
+    else:
+        await exchange.fail(refusal)
+
+
+def _going(problem: str) -> Unavailable:
+    return Unavailable(problem, code="draining", retry_after_s=AWAY_RETRY_S)
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
@@ -207,7 +237,8 @@ class _Refusal(Response):
 
 
 async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
-    """Open a kernel and serve it until SIGTERM or SIGINT; running answers may then finish within `DRAIN_S`.
+    """Open a kernel and serve it until SIGTERM or SIGINT; running answers may then finish within `serve.drain_s`. A
+    second signal cancels them at once. Each is recorded, whichever way it ends.
 
     `announce` is called once, with the address, when connections are accepted.
 
@@ -219,15 +250,18 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     # cost a twentieth of the processor time.
     gc.freeze()
     gc.set_threshold(5_000, 20, 50)
-    try:
-        _refuse_open_door(kernel)
-        await kernel.lanes.hold(Lane.ONLINE)  # no first token waits for the store
-        with _listen(config.serve.host, config.serve.port) as listener:
-            host = f"[{config.serve.host}]" if ":" in config.serve.host else config.serve.host
-            address = f"http://{host}:{listener.getsockname()[1]}"
-            await Server(create_app(kernel), on_ready=lambda: announce(address)).serve(sockets=[listener])
-    finally:
-        await kernel.aclose()
+    address = ""
+    server = Server(create_app(kernel), drain_s=config.serve.drain_s, on_ready=lambda: announce(address))
+    with _heard(server.handle_exit):  # until all is closed: a signal must not end the process before its last records
+        try:
+            _refuse_open_door(kernel)
+            await kernel.lanes.hold(Lane.ONLINE)  # no first token waits for the store
+            with _listen(config.serve.host, config.serve.port) as listener:
+                host = f"[{config.serve.host}]" if ":" in config.serve.host else config.serve.host
+                address = f"http://{host}:{listener.getsockname()[1]}"
+                await server.serve(sockets=[listener])
+        finally:
+            await kernel.aclose()
 
 
 def _refuse_open_door(kernel: Kernel) -> None:
@@ -253,14 +287,29 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+@contextmanager
+def _heard(on_signal: Callable[[int, None], None]) -> Iterator[None]:
+    """While open, SIGTERM and SIGINT call this instead of ending the process."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number, None)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
 class Server(uvicorn.Server):
     """The HTTP server. Stopping it ends this object and not the process, so that the kernel can still be closed."""
 
-    def __init__(self, app: Starlette, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, app: Gateway, *, drain_s: float = 30, on_ready: Callable[[], None] = lambda: None) -> None:
+        # uvicorn calls it with its own options, so whatever makes a connection of them will do.
+        connect = cast(type[asyncio.Protocol], partial(Connection, app.patience))
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=connect,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -268,32 +317,70 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=DRAIN_S,
             )
         )
-        self._on_ready = on_ready
+        self._patience, self._drain_s, self._on_ready = app.patience, drain_s, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, then say so."""
         await super().startup(sockets)
         self._on_ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Turn requests away from this moment on, though the main loop looks at `should_exit` only ten times a second.
+        The second time nothing is waited for: what runs is cancelled, and recorded as that."""
+        self.force_exit = self.should_exit
+        self.should_exit = self._patience.is_draining = True
+        if self.force_exit:
+            self._cancel_answers()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running answers finish within the drain, cancel the others, and wait until each has ended: the original
-        does not, and what they came to would not be recorded."""
-        await super().shutdown(sockets)
-        if self.server_state.tasks:
-            await asyncio.wait(set(self.server_state.tasks), timeout=END_S)
+        does not wait for these, and what they came to would not be recorded. It also closes idle connections at once,
+        in the face of requests that are on their way; here these are answered as long as the drain lasts."""
+        drained = self._now() + self._drain_s
+        self._patience.is_draining = True
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        for connection in self._connections():
+            connection.end_after_answer()
+        await self._answered(drained)
+        self._cancel_answers()
+        await self._answered(self._now() + END_S)
+        await self._close_connections(max(drained, self._now() + END_S))
+
+    def _cancel_answers(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel("the server stops")
+        if self.force_exit:
+            for connection in self._connections():
+                if connection.flow.write_paused:  # nobody waits for a client now
+                    connection.give_up()
+
+    async def _answered(self, until: float) -> None:
+        """Wait until nothing is being answered, but no longer than this."""
+        while self.server_state.tasks and (left_s := until - self._now()) > 0:
+            await asyncio.wait(set(self.server_state.tasks), timeout=left_s)
+
+    async def _close_connections(self, until: float) -> None:
+        """Close all; until then their clients may take what was sent to them."""
+        for connection in self._connections():
+            connection.shutdown()
+        # Each ends by itself, and nobody else asks for the last one.
+        while self.server_state.connections and self._now() < until and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for connection in self._connections():
+            connection.give_up()
+
+    def _connections(self) -> list[Connection]:
+        return [each for each in self.server_state.connections if isinstance(each, Connection)]
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT. The original raises the signal once more after the drain, which would end the
-        process before its last records are written."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        """Signals are its owner's: they are to be heard for longer than it serves."""
+        yield

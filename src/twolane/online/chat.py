@@ -12,7 +12,7 @@ from twolane.config import RouteSection
 from twolane.domain.completion import EventError
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Lane, Origin, Status, Usage
-from twolane.errors import NotFound, UpstreamError
+from twolane.errors import LaneFull, NotFound, UpstreamError
 from twolane.kernel import Answer, Kernel, Request
 from twolane.online import wire
 from twolane.online.auth import Grant
@@ -44,10 +44,21 @@ async def _answer(kernel: Kernel, grant: Grant, exchange: Exchange, asked: Asked
     exchange.tell("x-twolane-route", request.route.name)
     exchange.tell("x-twolane-reason", request.route.reason)
     with Hangup(exchange):
-        if asked.is_streamed:
-            await _stream(kernel, exchange, asked, request, is_durable=served.durable_ack)
-        else:
-            await _whole(kernel, exchange, asked, request, is_durable=served.durable_ack)
+        try:
+            if asked.is_streamed:
+                await _stream(kernel, exchange, asked, request, is_durable=served.durable_ack)
+            else:
+                await _whole(kernel, exchange, asked, request, is_durable=served.durable_ack)
+        except LaneFull as full:
+            _tell_rates(kernel, exchange, full.upstream)
+            raise
+
+
+def _tell_rates(kernel: Kernel, exchange: Exchange, upstream: str) -> None:
+    """What the client may still send where it was sent, if that is known."""
+    known = kernel.lanes.allowances(upstream, Lane.ONLINE)
+    if known:
+        exchange.tell_all(wire.rate_headers(known))
 
 
 def request_of(kernel: Kernel, grant: Grant, asked: Named, served: RouteSection) -> Request:
@@ -72,14 +83,18 @@ def request_of(kernel: Kernel, grant: Grant, asked: Named, served: RouteSection)
 
 
 async def _stream(kernel: Kernel, exchange: Exchange, asked: Asked, request: Request, *, is_durable: bool) -> None:
-    """The door has peeked at the first event before it gives an answer: only then is status 200 said."""
+    """The door has peeked at the first event before it gives an answer: only then is status 200 said, unless that took
+    so long that a keep-alive had to say it."""
     flow: Flow | None = None
+    exchange.is_kept_alive = True
     try:
         async with kernel.door.step(request) as answer:
             exchange.tell("x-twolane-step", answer.step)
             flow = asked.flow(answer.step)
             exchange.error_event = getattr(flow, "error_event", exchange.error_event)
-            await exchange.begin_stream()
+            if not exchange.is_streaming:
+                _tell_rates(kernel, exchange, answer.upstream.name)
+                await exchange.begin_stream()
             async for block in answer:
                 try:
                     ready = flow.take(block)
@@ -107,6 +122,7 @@ async def _whole(kernel: Kernel, exchange: Exchange, asked: Asked, request: Requ
         completion = await answer.whole()
     completion.model = completion.model or answer.upstream.model_name
     usage = await settled(exchange, answer) if is_durable else None
+    _tell_rates(kernel, exchange, answer.upstream.name)
     await exchange.answer(200, asked.whole(completion, answer.step, usage))
 
 

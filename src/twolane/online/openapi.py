@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from twolane.online.completions import MAX_CHOICES
 from twolane.online.embeddings import MAX_DIMENSIONS, MAX_INPUTS, MAX_TOKEN, MAX_TOKENS
 from twolane.online.wire import REFUSED
+from twolane.rules.feedback import State
 
 Schema = dict[str, Any]
 """JSON. Any: a JSON Schema holds what it holds."""
@@ -67,8 +68,8 @@ def describe(routes: Iterable[Described]) -> Schema:
         else:
             operation["responses"] = {"401": _error("No key, or not one of ours.", shape), **operation["responses"]}
         operation["responses"] = {
-            **operation["responses"],
             "503": _error("The server stops, or is overcharged.", shape),
+            **operation["responses"],
         }
         paths.setdefault(_template(route.path), {})[route.method.lower()] = operation
     return {
@@ -138,6 +139,15 @@ def _call(summary: str, body: str, answer: str, description: str, error: str = "
             ("x-twolane-route", "the route or upstream that was named"),
             ("x-twolane-reason", "why this upstream"),
             ("x-twolane-cost", "of an answer in one piece, once it is recorded"),
+            *(
+                (f"x-ratelimit-{part}-{what}", f"{text}; where a rate is configured for the upstream or told by it")
+                for what in ("requests", "tokens")
+                for part, text in (
+                    ("limit", f"{what} a minute"),
+                    ("remaining", "what may be sent at once"),
+                    ("reset", "until all of that is there again, as 20ms or 6m0s"),
+                )
+            ),
         )
     }
     return {
@@ -166,6 +176,12 @@ def _read(summary: str, answer: str, *, can_miss: bool = False, parameters: Sche
     return {"summary": summary, "responses": responses, "x-parameters": parameters or {}}
 
 
+def _health() -> Schema:
+    read = _read("The process answers and its store can be read.", "Health")
+    draining = _json("It is about to stop: send nothing more here.", _ref("Draining"))
+    return {**read, "responses": {**read["responses"], "503": draining}}
+
+
 # ── operations ──
 
 OPERATIONS: Mapping[tuple[str, str], Schema] = {
@@ -188,7 +204,7 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
     },
     ("GET", "/v1/models"): _read("The routes and upstreams this key may name.", "Models"),
     ("GET", "/v1/models/{id:path}"): _read("One of them.", "Model", can_miss=True),
-    ("GET", "/healthz"): _read("The process answers and its store can be read.", "Health"),
+    ("GET", "/healthz"): _health(),
     ("GET", "/api/v1/openapi.json"): _read("This description.", "Description"),
     ("GET", "/api/v1/upstreams"): _read("Upstreams within this key's reach.", "Upstreams"),
     ("GET", "/api/v1/steps/{id}"): _read(
@@ -243,7 +259,25 @@ _IDS: Schema = {
 }  # fmt: skip
 _LIMITS = dict.fromkeys(("limit", "spent", "held", "remaining"), WHOLE)
 _FINDING = _object({"what": TEXT, "verdict": {"enum": ["yes", "no", "unknown"]}, "detail": TEXT})
-_LANE = _object({"slots": WHOLE}, more=True)
+_LANE: Schema = _object(
+    {
+        "slots": WHOLE,
+        "held": WHOLE,
+        "busy": WHOLE,
+        "borrowed": WHOLE,
+        "lent": WHOLE,
+        "waiting": WHOLE,
+        "limit": WHOLE,
+        "calls_left": {"type": ["number", "null"]},
+        "tokens_left": {"type": ["number", "null"]},
+        "breaker": {"enum": [str(state) for state in State]},
+    }
+) | {
+    "description": "slots: configured over all processes; held: of them by this process; busy: calls in flight here, "
+    "borrowed of them in the other lane's slots; lent: slots of this lane that the other one uses; waiting: calls in "
+    "line; limit: how many may be busy here now; calls_left, tokens_left: what may leave at once, null without a rate, "
+    "below 0 after more was used than expected"
+}
 
 SCHEMAS: Mapping[str, Schema] = {
     "Error": _object(
@@ -362,6 +396,7 @@ SCHEMAS: Mapping[str, Schema] = {
     ) | {"description": "OpenAI's clients read some of it, Anthropic's the others"},
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}, more=True),
     "Health": _object({"status": {"const": "ok"}}),
+    "Draining": _object({"status": {"const": "draining"}}),
     "Description": _object({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}, more=True),
     "Probe": _object(
         {
@@ -372,8 +407,8 @@ SCHEMAS: Mapping[str, Schema] = {
     "Price": _object(
         {name: _maybe(DECIMAL) for name in ("input", "output", "cache_read", "cache_write")}
     ) | {"description": "currency per million tokens"},
-    "Lanes": _object({"source": TEXT, "online": _LANE, "batch": _LANE}) | {
-        "description": "source config: slots as configured; else what is in force"
+    "Lanes": _object({"source": {"const": "live"}, "online": _LANE, "batch": _LANE}) | {
+        "description": "as the process that answers sees them at this moment"
     },
     "Upstream": _object(
         {

@@ -10,7 +10,17 @@ import orjson
 
 from twolane.domain.completion import Completion
 from twolane.domain.records import ModelCall, Usage
-from twolane.errors import BadRequest, Killed, LaneFull, NotFound, TwolaneError, Unauthenticated, UpstreamError
+from twolane.errors import (
+    BadRequest,
+    Killed,
+    LaneFull,
+    NotFound,
+    TwolaneError,
+    Unauthenticated,
+    Unavailable,
+    UpstreamError,
+)
+from twolane.rules.rates import Told
 
 REFUSED = frozenset(
     "api_base api_key api_type api_version azure_endpoint base_url custom_llm_provider extra_body extra_headers "
@@ -214,13 +224,36 @@ def error_headers(error: TwolaneError | Killed) -> list[tuple[bytes, bytes]]:
     """What tells a client's own retries what to do."""
     should_retry = not isinstance(error, Killed) and error.should_retry
     headers = [(b"x-should-retry", b"true" if should_retry else b"false")]
-    delay_s = error.retry_after_s if isinstance(error, LaneFull | UpstreamError) else None
+    delay_s = error.retry_after_s if isinstance(error, LaneFull | Unavailable | UpstreamError) else None
     if delay_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(delay_s))))
         headers.append((b"retry-after-ms", b"%d" % max(1, math.ceil(delay_s * 1000))))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
+
+
+def rate_headers(told: Iterable[Told]) -> list[tuple[bytes, bytes]]:
+    """The limits of a lane as OpenAI's clients read them: `x-ratelimit-limit-requests`, `-remaining-`, `-reset-`, and
+    the same for tokens. What nobody knows is left out.
+
+    Source: https://platform.openai.com/docs/guides/rate-limits
+    """
+    headers = []
+    for each in told:
+        reset = None if each.reset_s is None else _duration(each.reset_s)
+        for part, value in (("limit", each.limit), ("remaining", each.remaining), ("reset", reset)):
+            if value is not None:
+                headers.append((f"x-ratelimit-{part}-{each.what}".encode(), str(value).encode()))
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    """As `20ms`, `7s` or `6m0s`, rounded up."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def unforeseen(request_id: str) -> TwolaneError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
@@ -76,6 +76,13 @@ class Bucket:
         self._fill(now)
         return self._level
 
+    def full_s(self, now: float) -> float | None:
+        """Seconds until as much can be taken at once as ever can; None without a share."""
+        self._fill(now)
+        if self._rate <= 0:
+            return None
+        return max(0.0, self._capacity - self._level) / (self._rate * self._pace)
+
     def wait(self, amount: float, now: float, *, before: float = 0.0) -> float:
         """Seconds until `amount` can be taken after `before` others took theirs; `inf` without a share."""
         self._fill(now)
@@ -107,7 +114,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A provider's own account of one of its limits. None is unsaid."""
+    """One limit a minute as its keeper tells it: a provider, or a lane here. None is unsaid."""
 
     what: str
     """`requests` or `tokens`."""
@@ -135,6 +142,34 @@ def read_limits(headers: Mapping[str, str], wall_s: float) -> list[Told]:
             reset_s = seconds(headers.get(name.format("reset"), ""), wall_s)
             found.append(Told(kind.rpartition("-")[2], limit, remaining, reset_s))
     return found
+
+
+FORGOTTEN_S = 60.0
+"""A limit of which nobody said when it is full again is taken for gone after this."""
+
+
+def aged(told: Told, elapsed_s: float) -> Told | None:
+    """What a limit that was told `elapsed_s` ago says now; None where it is too old to say anything. Past its reset it
+    is full again."""
+    if told.reset_s is None:
+        return told if elapsed_s < FORGOTTEN_S else None
+    if elapsed_s < told.reset_s:
+        return replace(told, reset_s=told.reset_s - elapsed_s)
+    return None if told.limit is None else replace(told, remaining=told.limit, reset_s=0.0)
+
+
+def tightest(told: Iterable[Told]) -> list[Told]:
+    """For each of requests and tokens the limit of which least is left: a provider may count tokens in several ways."""
+    found: dict[str, Told] = {}
+    for each in told:
+        known = found.get(each.what)
+        if known is None or _left(each) < _left(known):
+            found[each.what] = each
+    return list(found.values())
+
+
+def _left(told: Told) -> float:
+    return math.inf if told.remaining is None else told.remaining
 
 
 def closed_s(told: list[Told]) -> float:

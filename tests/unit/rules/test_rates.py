@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twolane.rules.rates import Bucket, Told, closed_s, read_limits, retry_after, seconds
+from twolane.rules.rates import Bucket, Told, aged, closed_s, read_limits, retry_after, seconds, tightest
 
 
 def most_in_a_minute(taken: list[tuple[float, float]]) -> float:
@@ -193,3 +193,36 @@ def test_no_header_breaks_the_reader(headers: dict[str, str]) -> None:
     assert closed_s(read_limits(headers, 0)) >= 0
     delay = retry_after(headers, 0)
     assert delay is None or delay >= 0
+
+
+# ── what is told on ──
+
+
+def test_a_limit_that_was_told_ages_until_it_is_full_again() -> None:
+    told = Told("requests", 60, 3, 10.0)
+    assert aged(told, 4) == Told("requests", 60, 3, 6.0)
+    assert aged(told, 10) == Told("requests", 60, 60, 0.0)
+    assert aged(Told("requests", None, 0, 10.0), 11) is None
+    endless = Told("tokens", 100, 5, None)
+    assert aged(endless, 59) == endless
+    assert aged(endless, 60) is None
+
+
+def test_of_several_counts_of_tokens_the_tightest_is_told() -> None:
+    calls = Told("requests", 60, None, None)
+    tokens = [Told("tokens", 100, left, None) for left in (None, 7, 3, 5)]
+    assert tightest([calls, *tokens]) == [calls, tokens[2]]
+    assert tightest([]) == []
+
+
+@given(st.integers(1, 1000), st.floats(0, 500))
+def test_what_is_full_is_full_after_the_time_it_says(part: int, used: float) -> None:
+    bucket = Bucket(0.0, is_counted=True)
+    assert bucket.full_s(0.0) is None
+    bucket.resize(part, 0.0, is_fresh=True)
+    assert bucket.full_s(0.0) == 0
+    full = bucket.level(0.0)
+    bucket.correct(-used, 0.0)
+    after_s = bucket.full_s(0.0)
+    assert after_s is not None
+    assert bucket.level(after_s) == pytest.approx(full)
