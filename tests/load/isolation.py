@@ -22,6 +22,8 @@ FOLDER = Path(__file__).parent
 SHORT = "mock-t50-i10-n10"
 """140 ms a generation: many of them fit into a measurement."""
 LANE_SLOTS = 8
+LENT_SLOTS = LANE_SLOTS // 2
+"""Half: what comes back from another process takes a look (20 ms) and a commit, so online keeps what it often needs."""
 
 
 def isolation(plan: Plan) -> Facts:
@@ -36,7 +38,7 @@ def isolation(plan: Plan) -> Facts:
         "variants": {"lanes": _lanes(plan, ())},
     }
     if plan.lends:
-        facts["variants"]["lend"] = _lanes(plan, (f"lend = {LANE_SLOTS}", "preempt = true"))
+        facts["variants"]["lend"] = _lanes(plan, (f"lend = {LENT_SLOTS}", "preempt = true"))
     if plan.effort != "slice":
         facts["variants"]["one line"] = _one_line(plan)
     return facts
@@ -111,7 +113,7 @@ def _one_line(plan: Plan) -> Facts:
         def beside(measure: Callable[[], list[Reply]]) -> list[Reply]:
             command = [
                 sys.executable,
-                str(Path(__file__).resolve()),
+                str(FOLDER / "online.py"),
                 "crowd",
                 "--kit",
                 str(plan.kit),

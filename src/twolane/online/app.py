@@ -246,10 +246,11 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
         ConfigError: the address cannot be taken, or is public while there is no API key.
     """
     kernel = await Kernel.open(config)
-    # What is loaded by now stays; what a request makes seldom lies in cycles. Looking for them at every 700 new objects
-    # cost a twentieth of the processor time.
+    # What is loaded by now stays, so the collector need not look at it again; and to look for cycles at every 700 new
+    # objects cost a twentieth of the processor time. The older generations are small then, and looked through often:
+    # what was in flight at one look must not wait for ever for the next, with all the bytes it holds.
     gc.freeze()
-    gc.set_threshold(5_000, 20, 50)
+    gc.set_threshold(5_000, 5, 5)
     address = ""
     server = Server(create_app(kernel), drain_s=config.serve.drain_s, on_ready=lambda: announce(address))
     with _heard(server.handle_exit):  # until all is closed: a signal must not end the process before its last records
