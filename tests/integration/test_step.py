@@ -380,7 +380,7 @@ async def test_in_a_storm_of_failures_cancellations_and_kills_nothing_stays_held
         far_store.close()
         await assert_settled(kernel)
         statuses = {row["status"] for row in rows(kernel)}
-        assert "failed" in statuses  # the rest is as the moments and the breaker fall
+        assert len(statuses) > 1, "a storm ends its steps in many ways; which, is as the moments and the breaker fall"
         assert (model.active, model.tokens_after_close) == (0, 0)
 
 
