@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from twolane.batch.workflow import Agent, Item, Prompt, Workflow, agent, workflow
+    from twolane.batch.item import Item
+    from twolane.batch.workflow import Agent, Prompt, Workflow, agent, workflow
     from twolane.domain.document import Document, Quote
     from twolane.domain.money import Money
     from twolane.errors import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from twolane.platform import Platform, RunSummary
 
 _HOMES = {
-    "Agent": "batch.workflow", "Item": "batch.workflow", "Prompt": "batch.workflow", "Workflow": "batch.workflow",
+    "Agent": "batch.workflow", "Item": "batch.item", "Prompt": "batch.workflow", "Workflow": "batch.workflow",
     "agent": "batch.workflow", "workflow": "batch.workflow",
     "Document": "domain.document", "Quote": "domain.document", "Money": "domain.money",
     "BudgetExceeded": "errors", "ConfigError": "errors", "HandoffRefused": "errors", "Killed": "errors",

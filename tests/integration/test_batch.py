@@ -32,6 +32,7 @@ from twolane import (
     agent,
     workflow,
 )
+from twolane.batch import reports
 from twolane.batch import run as runs
 from twolane.config import BudgetSection
 from twolane.domain.records import ModelCall
@@ -277,7 +278,7 @@ async def test_a_handoff_refused_twice_is_charged_and_quarantined_and_the_others
         ((pointer, text),) = json.loads(row["problems"])
         assert pointer == "/breaches"
         assert "7 is not of type" in text
-        assert runs.read_body(platform.kernel, row["reply"]) == BAD.encode()
+        assert platform.kernel.read_body(row["reply"]) == BAD.encode()
         refused = [each for each in steps(platform, summary.run) if each["status"] == "refused"]
         assert [(each["item"], each["attempt"]) for each in refused] == [("c02", 1), ("c02", 2)]
         assert all(each["cost_pico"] > 0 for each in refused)
@@ -326,7 +327,7 @@ async def test_after_a_release_only_what_is_missing_runs() -> None:
         assert again.reused - first.reused == 2
         assert quarantine(platform, first.run) == {}
         assert (Path(again.reports) / "c02.json").exists()
-        assert "c02" in (Path(again.reports) / runs.TABLE).read_text()
+        assert "c02" in (Path(again.reports) / reports.TABLE).read_text()
         assert platform.verify().ok
 
 
@@ -468,7 +469,7 @@ async def test_a_result_that_cannot_be_shown_quarantines_its_item_and_a_table_th
         assert (summary.status, summary.items["quarantined"]) == ("done", 1)
         assert list(quarantine(platform, summary.run)) == ["c01"]
         assert "item c02 is not in table.csv: no rows" in caplog.text
-        table = (Path(summary.reports) / runs.TABLE).read_text()
+        table = (Path(summary.reports) / reports.TABLE).read_text()
         assert table == "item,name,more\nc00,c00,\nc03,c03,1\n"
 
 
@@ -711,7 +712,7 @@ async def test_ids_of_every_kind_have_whole_reports_under_names_of_their_own() -
         }
         assert read == set(NAMES)
         assert not list(folder.glob("**/*.draft"))
-        with (folder / runs.TABLE).open(newline="") as file:
+        with (folder / reports.TABLE).open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert {row["item"] for row in rows} == {f"'{n}" if n in ("=1+1", "-x") else n for n in NAMES}
         assert {row["change"] for row in rows} == {"-5"}  # a number is no formula
@@ -719,7 +720,7 @@ async def test_ids_of_every_kind_have_whole_reports_under_names_of_their_own() -
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1"])
 def test_a_cell_that_a_spreadsheet_would_calculate_is_kept_from_it(cell: str) -> None:
-    (line,) = csv.DictReader(io.StringIO(runs._csv([{"text": cell}]).decode(), newline=""))
+    (line,) = csv.DictReader(io.StringIO(reports._csv([{"text": cell}]).decode(), newline=""))
     assert line["text"] == "'" + cell.replace("\r", "\n")
 
 

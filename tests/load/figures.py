@@ -95,7 +95,8 @@ def steps(count: int = 20_000, concurrency: int = 64) -> Figures:
     from pydantic import BaseModel
 
     from twolane import config
-    from twolane.batch.workflow import Item, Prompt, agent
+    from twolane.batch.item import Item
+    from twolane.batch.workflow import Prompt, agent
     from twolane.domain.document import Document
     from twolane.domain.records import Origin
     from twolane.kernel import Kernel, ledger

@@ -7,13 +7,9 @@ waiting worker lies there as `queued` until one picks it up.
 from __future__ import annotations
 
 import asyncio
-import csv
 import functools
-import hashlib
 import importlib
-import io
 import logging
-import os
 import random
 import secrets
 import sys
@@ -22,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 from pydantic import ValidationError
@@ -36,20 +31,15 @@ from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.knowledge.ingest import Source
 from twolane.store import Row, Transaction
-from twolane.store.vault import seal, unseal
+from twolane.store.vault import seal
 
 log = logging.getLogger("twolane.batch")
 
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
-TABLE = "table.csv"
 SLICE = 100
 """Items written in one transaction."""
-FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
-"""What spreadsheets begin a formula with, as OWASP lists it."""
-MAX_NAME = 200
-"""Most characters of a report's name: file systems take 255 bytes, and the draft's name is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +214,7 @@ def problems_of(kernel: Kernel, item: Row) -> list[Problem]:
     """Why an item is, or was last, in quarantine."""
     if item["problems"] is None:
         return []
-    return [Problem(*each) for each in orjson.loads(read_body(kernel, item["problems"]))]
+    return [Problem(*each) for each in orjson.loads(kernel.read_body(item["problems"]))]
 
 
 def handoff_entry(
@@ -348,102 +338,3 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
         "stopped_steps": killed["steps"] if killed else 0,
         "seconds": round(time.monotonic() - began, 3),
     }
-
-
-# ── reports ──
-
-
-def render_report(run_row: Row, item: Row, result: Any) -> dict[Path, bytes]:  # Any: the workflow's own model
-    """The item's report files: `<percent-encoded item id>.json`, and `.md` where the result offers one."""
-    folder, name = Path(options_of(run_row)["reports"]), report_name(item["name"])
-    fields = {
-        "run": run_row["id"],
-        "item": item["name"],
-        "flow": run_row["flow"],
-        "result": result.model_dump(mode="json"),
-    }
-    files = {folder / f"{name}.md": result.markdown().encode()} if hasattr(result, "markdown") else {}
-    return files | {folder / f"{name}.json": orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n"}
-
-
-def write_report(files: Mapping[Path, bytes]) -> None:
-    """Write a report's files, each whole or not at all."""
-    for path, data in files.items():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, data)
-
-
-def report_name(item: str) -> str:
-    """An item's id as the name of its files: percent-encoded; a long one ends in a digest instead."""
-    name = quote(item, safe="")
-    if len(name) <= MAX_NAME:
-        return name
-    return f"{name[: MAX_NAME - 20].rpartition('%')[0]}~{hashlib.sha256(item.encode()).hexdigest()[:16]}"
-
-
-def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
-    """The run's table, and any report that a crash kept from being written; from the stored outputs alone.
-
-    A result that its own code cannot show any more (its model was changed while the run was under way) is logged and
-    left out: what was paid for stays, and the run ends.
-    """
-    row = find(kernel, run)
-    folder = Path(options_of(row)["reports"])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rows: list[Mapping[str, object]] = []
-    for position in kernel.store.all("positions", run=run, status="done"):
-        item = kernel.store.all("items", run=run, first=position["position"], last=position["position"])[0]
-        try:
-            result = flow.returns.model_validate_json(read_body(kernel, item["output"]), by_alias=True, by_name=True)
-            if not (folder / f"{report_name(item['name'])}.json").exists():
-                write_report(render_report(row, item, result))
-            if hasattr(result, "rows"):
-                rows.extend({"item": item["name"], **each} for each in result.rows())
-        except OSError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the workflow's own model and methods run here; see above
-            log.warning("run %s: item %s is not in %s: %s", run, item["name"], TABLE, error)
-    if rows:
-        rows.sort(key=lambda each: str(each["item"]))
-        write_whole(folder / TABLE, _csv(rows))
-
-
-def read_body(kernel: Kernel, body: int) -> bytes:
-    """A stored body, opened.
-
-    Raises:
-        NotFound: it was erased.
-    """
-    row = kernel.store.one("body", id=body)
-    if row is None:
-        raise NotFound("this content was erased")
-    return unseal(kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, even after a crash."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
-    """Rows as CSV, with every column that any of them has."""
-    text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    """A text that a spreadsheet would take for a formula is kept from becoming one; numbers are none. A lone carriage
-    return, which the writer does not quote, would end the row."""
-    if not isinstance(value, str):
-        return value
-    value = value.replace("\r\n", "\n").replace("\r", "\n")
-    return f"'{value}" if value.startswith(FORMULA) else value

@@ -17,8 +17,10 @@ from typing import Any
 
 import orjson
 
+from twolane.batch import reports
 from twolane.batch import run as runs
-from twolane.batch.workflow import Item, Workflow
+from twolane.batch.item import Item
+from twolane.batch.workflow import Workflow
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin
@@ -145,7 +147,7 @@ class Worker:
     async def _end(self, seconds: float) -> None:
         """done, or what stopped it; reports first, so that a run that says done has them all."""
         try:
-            runs.finish_reports(self.kernel, self.flow, self.run_id)
+            reports.finish_reports(self.kernel, self.flow, self.run_id)
         except OSError as error:
             self._halt(Stop(STOPPED, f"store: the reports cannot be written: {error}. Free the disk and resume"))
         status, reason = ("done", "") if self._stop is None else (self._stop.status, self._stop.reason)
@@ -327,7 +329,7 @@ class Worker:
             raise TypeError(f"the workflow returned {type(value).__name__}, not {self.flow.returns.__name__}")
         subject = self._subject(row)
         # Before the item is done: a result that cannot be shown is this item's own fault.
-        files = runs.render_report(runs.find(self.kernel, self.run_id), row, value)
+        files = reports.render_report(runs.find(self.kernel, self.run_id), row, value)
         sealed = seal(subject, value.model_dump_json(by_alias=True, round_trip=True).encode())
 
         def work(tx: Transaction) -> None:
@@ -336,7 +338,7 @@ class Worker:
 
         await self.kernel.store.write(work)
         try:
-            await asyncio.to_thread(runs.write_report, files)
+            await asyncio.to_thread(reports.write_report, files)
         except OSError as error:  # the disk's fault and not the item's, which is done: its report is made up for later
             raise StoreError(
                 f"the report of {row['name']} cannot be written: {error}. Free the disk and resume"

@@ -53,7 +53,7 @@ def show(of_run: RunId, item: ItemId, config: ConfigOption = None, is_json: Json
         async with await Platform.open(load_config(config), can_call=False) as platform:
             row = runs.item(platform.kernel, of_run, item)
             problems = runs.problems_of(platform.kernel, row)
-            reply = runs.read_body(platform.kernel, row["reply"]).decode() if row["reply"] else None
+            reply = platform.kernel.read_body(row["reply"]).decode() if row["reply"] else None
             answer = {
                 "run": of_run,
                 "item": item,

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from twolane.batch.workflow import Agent, Item, Prompt, Workflow, agent, workflow
+from twolane.batch.item import Item
+from twolane.batch.workflow import Agent, Prompt, Workflow, agent, workflow
 from twolane.domain.document import Document, Quote
 from twolane.errors import ConfigError, HandoffRefused, Problem
 from twolane.flows.questions import QUESTIONS

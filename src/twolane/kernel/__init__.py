@@ -23,7 +23,7 @@ from twolane.rules import routing
 from twolane.store import Store, Transaction
 from twolane.store.presence import Presence
 from twolane.store.sqlite import SQLiteStore
-from twolane.store.vault import Vault
+from twolane.store.vault import Vault, unseal
 
 __all__ = ["Answer", "Document", "Kernel", "Model", "Request", "Settled", "new_id"]
 
@@ -156,6 +156,17 @@ class Kernel:
         row = tx.one("subject", id=fresh.id)
         assert row is not None
         return self.vault.subject(row)
+
+    def read_body(self, body: int) -> bytes:
+        """A stored body, opened.
+
+        Raises:
+            NotFound: it was erased.
+        """
+        row = self.store.one("body", id=body)
+        if row is None:
+            raise NotFound("this content was erased")
+        return unseal(self.vault.subject(row, column="subject"), bytes(row["sealed"]))
 
     async def _agree_on_currency(self) -> None:
         kept = self.store.one("get_meta", name="currency")
