@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests.stores import ADAPTERS, KEPT_AT, KEYS_AT, place
 
 # A shared or busy machine must not fail a property for being slow: pytest-timeout holds the real limit.
 settings.register_profile("twolane", deadline=None, print_blob=True)
@@ -34,6 +36,21 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the test vectors and samples in ../shared/data, which are not part of the repository")
     return folder
+
+
+@pytest.fixture(params=ADAPTERS)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a store may be made, once for every adapter."""
+    with place(request.param, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def each_store(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole test once for every adapter: `stores.kept_in` says where."""
+    if not address.startswith("sqlite:"):
+        monkeypatch.setenv(KEPT_AT, address)
+        monkeypatch.setenv(KEYS_AT, str(tmp_path / "keys"))
 
 
 @pytest.fixture(scope="session", autouse=True)

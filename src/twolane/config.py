@@ -200,6 +200,16 @@ class ServeSection(Section):
     drain_s: float = Field(default=30, ge=0, le=3600, description="how long answers may finish once it is told to stop")
 
 
+class KeysSection(Section):
+    """`[keys]`: what opens the store's bodies, and never lies in the store."""
+
+    folder: str | None = Field(
+        default=None,
+        description="folder with the files master and pepper, the same on every machine of a store; "
+        "left out: <store>.keys beside a SQLite file. PostgreSQL needs it",
+    )
+
+
 def _built_in() -> dict[str, UpstreamSection]:
     free = PriceTable(input="0", output="0")
     return {
@@ -214,7 +224,12 @@ def _built_in_routes() -> dict[str, RouteSection]:
 class Config(Section):
     """The whole configuration; `source` is the file it came from, None for the embedded default."""
 
-    store: str = Field(default="sqlite:twolane.db", description="sqlite:PATH")
+    store: str = Field(
+        default="sqlite:twolane.db",
+        description="sqlite:PATH or postgresql://USER@HOST/DATABASE; an address with a password only by reference, as "
+        "env:NAME or file:PATH",
+    )
+    keys: KeysSection = Field(default_factory=lambda: KeysSection())
     currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217; every price and budget is in it")
     serve: ServeSection = Field(default_factory=lambda: ServeSection())
     upstream: dict[str, UpstreamSection] = Field(default_factory=_built_in)
@@ -241,15 +256,86 @@ class Config(Section):
                 raise ValueError(
                     f'budget."{scope}": a scope is tenant:NAME, key:TENANT/NAME, workflow:NAME, run or item'
                 )
-        if not self.store.startswith("sqlite:") or self.store == "sqlite:":
-            raise ValueError(f"store = {self.store!r}: this release keeps its store in SQLite: write sqlite:PATH")
+        _check_store(self.store)
         return self
 
     def store_path(self) -> Path:
-        """Where the SQLite file lies; relative paths count from the configuration file's folder."""
-        path = Path(self.store.removeprefix("sqlite:")).expanduser()
+        """Where the SQLite file lies; relative paths count from the configuration file's folder.
+
+        Raises:
+            ConfigError: the store is no file.
+        """
+        if not self.is_file():
+            raise ConfigError("the store is on PostgreSQL: there is no file of it", where="store")
+        return self._path(self.store.removeprefix("sqlite:"))
+
+    def is_file(self) -> bool:
+        """True where the store is a file of this machine, and not on a server."""
+        return self.store.startswith("sqlite:")
+
+    def store_address(self) -> str:
+        """`sqlite:` and an absolute path, or the address of a PostgreSQL database, which may hold a password: never
+        shown.
+
+        Raises:
+            ConfigError: it is kept by a reference that leads nowhere, or not to such an address.
+        """
+        if self.is_file():
+            return f"sqlite:{self.store_path().absolute()}"
+        if self.store.startswith(_POSTGRES):
+            return self.store
+        address = resolve_secret(self.store)
+        if not address.startswith(_POSTGRES):
+            raise ConfigError(f"what {self.store} holds is no address: postgresql://USER@HOST/DATABASE", where="store")
+        return address
+
+    def store_name(self) -> str:
+        """The store as it may be shown: a path, an address without a password, or a reference."""
+        return str(self.store_path()) if self.is_file() else self.store
+
+    def folder(self) -> Path:
+        """Where that goes which belongs to the store and lies outside it, such as reports: beside a SQLite file, else
+        beside the configuration."""
+        return self.store_path().parent if self.is_file() else self._path(".")
+
+    def keys_folder(self) -> Path:
+        """Where the keys to the store's bodies lie.
+
+        Raises:
+            ConfigError: the store is on PostgreSQL, and nothing says where.
+        """
+        if self.keys.folder is not None:
+            return self._path(self.keys.folder)
+        if not self.is_file():
+            raise ConfigError(
+                "the store is on PostgreSQL, so its keys need a place of their own",
+                where="keys.folder",
+                hint='Write [keys] folder = "PATH": a folder that only this user can read, the same keys in it on '
+                "every machine",
+            )
+        path = self.store_path()
+        return path.with_name(path.name + ".keys")
+
+    def _path(self, text: str) -> Path:
+        path = Path(text).expanduser()
         base = self.source.parent if self.source else Path.cwd()
         return path if path.is_absolute() else base / path
+
+
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+def _check_store(store: str) -> None:
+    """The message holds nothing of an address: a password may stand in it."""
+    if store.startswith("sqlite:") and store != "sqlite:":
+        return
+    if store.startswith(("env:", "file:")):
+        return
+    if not store.startswith(_POSTGRES):
+        raise ValueError("store: write sqlite:PATH or postgresql://USER@HOST/DATABASE")
+    user = store.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    if ":" in user or re.search(r"[?&](?:ssl)?password=", store):
+        raise ValueError('store: a password is written by reference only: store = "env:NAME", with the whole address')
 
 
 _SCOPE = re.compile(r"(?:tenant|workflow|run|item):.+|key:[^/]+/.+|run|item|default")

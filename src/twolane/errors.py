@@ -17,7 +17,8 @@ TwolaneError
 ├── UpstreamError           upstream, status, retryable
 ├── LedgerBroken            first_bad: fatal, nothing more is written
 ├── InvalidEntry            these fields cannot become a leaf
-├── StoreError              the store cannot be opened or written
+├── StoreError              the store cannot be opened, read or written
+│   └── Fenced              this process was taken for dead: it writes nothing any more
 └── ConfigError             where, problem, hint
     └── UsageError          the same, for arguments of a command
 
@@ -261,6 +262,19 @@ class StoreError(TwolaneError):
 
     code = "store_error"
     status = 503
+
+
+class Fenced(StoreError):
+    """This process stood still for so long that another took over what it had under way. Nothing of it is kept."""
+
+    code = "fenced"
+
+    def __init__(self, problem: str = "") -> None:
+        super().__init__(
+            problem
+            or "this process was taken for dead; what it had under way belongs to another, and nothing of it was kept. "
+            "Start again"
+        )
 
 
 class ConfigError(TwolaneError):

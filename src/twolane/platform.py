@@ -26,7 +26,7 @@ from twolane.errors import UsageError
 from twolane.kernel import Kernel, Model, ledger
 from twolane.kernel.ledger import Verdict
 from twolane.knowledge.ingest import Input, read_sources
-from twolane.store.sqlite import SQLiteStore
+from twolane.store.opening import open_store
 
 __all__ = ["Platform", "RunSummary", "verify_store", "with_store"]
 
@@ -169,10 +169,11 @@ def verify_store(config: Config) -> Verdict:
     Raises:
         UsageError: there is no store yet.
     """
-    path = config.store_path()
-    if not path.exists():
-        raise UsageError(f"there is no store at {path}", hint='Name it with --config or store = "sqlite:PATH"')
-    store = SQLiteStore(path)
+    if config.is_file() and not config.store_path().exists():
+        raise UsageError(
+            f"there is no store at {config.store_path()}", hint='Name it with --config or store = "sqlite:PATH"'
+        )
+    store = open_store(config.store_address())
     try:
         return ledger.verify(store)
     finally:

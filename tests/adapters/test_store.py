@@ -20,22 +20,21 @@ import pytest
 from twolane.errors import StoreError
 from twolane.store import Store, Transaction
 from twolane.store import sqlite as sqlite_store
+from twolane.store.opening import open_store
 from twolane.store.sqlite import SCHEMA_VERSION, SQLiteStore
 from twolane.store.vault import Vault, seal, unseal
 
 T = TypeVar("T")
-Opener = Callable[[Path], Store]
-
-ADAPTERS: dict[str, Opener] = {"sqlite": SQLiteStore}
+Opener = Callable[[], Store]
 
 
-@pytest.fixture(params=ADAPTERS)
-def open_store(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    """Opens stores of one adapter and closes what the test left open."""
+@pytest.fixture
+def open_again(address: str) -> Iterator[Opener]:
+    """Opens the store as another process would, and closes what the test left open."""
     opened: list[Store] = []
 
-    def opener(path: Path) -> Store:
-        opened.append(ADAPTERS[request.param](path))
+    def opener() -> Store:
+        opened.append(open_store(address))
         return opened[-1]
 
     yield opener
@@ -49,8 +48,26 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(open_store: Opener, path: Path) -> Store:
-    return open_store(path)
+def store(open_again: Opener) -> Store:
+    return open_again()
+
+
+def elsewhere(script: str, *arguments: str) -> list[str]:
+    """A command that runs `main(store)` of a script in another process, on the store at the first argument."""
+    around = f"""
+import asyncio, os, sys
+from twolane.kernel import ledger
+from twolane.store.opening import open_store
+{script}
+store = open_store(sys.argv[1])
+asyncio.run(main(store))
+store.close()
+"""
+    return [sys.executable, "-c", around, *arguments]
+
+
+def keys_of(path: Path) -> Path:
+    return path.with_name(path.name + ".keys")
 
 
 def keep(name: str, value: str = "x") -> Callable[[Transaction], int]:
@@ -65,29 +82,20 @@ def kept(store: Store, name: str) -> str | None:
 # ── writing ──
 
 
-async def test_what_was_written_is_read_by_this_process_and_by_the_next(
-    store: Store, open_store: Opener, path: Path
-) -> None:
+async def test_what_was_written_is_read_by_this_process_and_by_the_next(store: Store, open_again: Opener) -> None:
     assert await store.write(keep("a", "1")) == 1
     assert kept(store, "a") == "1"
-    assert kept(open_store(path), "a") == "1"
+    assert kept(open_again(), "a") == "1"
 
 
-async def test_what_returned_is_there_after_a_crash(path: Path) -> None:
+async def test_what_returned_is_there_after_a_crash(address: str, open_again: Opener) -> None:
     script = """
-import asyncio, os, sys
-from pathlib import Path
-from twolane.store.sqlite import SQLiteStore
-async def main():
-    store = SQLiteStore(Path(sys.argv[1]))
+async def main(store):
     await store.write(lambda tx: tx.run("set_meta", name="a", value="1"))
     os.kill(os.getpid(), 9)
-asyncio.run(main())
 """
-    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
-    store = SQLiteStore(path)
-    assert kept(store, "a") == "1"
-    store.close()
+    assert subprocess.run(elsewhere(script, address), check=False).returncode == -9
+    assert kept(open_again(), "a") == "1"
 
 
 async def test_a_work_gives_its_answer_and_sees_what_came_before_it(store: Store) -> None:
@@ -197,14 +205,14 @@ def test_a_work_is_done_even_if_its_event_loop_is_gone(store: Store) -> None:
     assert kept(store, "a") == "x"
 
 
-async def test_closing_writes_what_was_submitted_and_refuses_what_comes_later(open_store: Opener, path: Path) -> None:
-    store = open_store(path)
+async def test_closing_writes_what_was_submitted_and_refuses_what_comes_later(open_again: Opener) -> None:
+    store = open_again()
     waiting = [store.submit(keep(f"n{number}")) for number in range(1500)]
     store.close()
     await asyncio.gather(*waiting)
     with pytest.raises(StoreError, match="is closed"):
         await store.write(keep("late"))
-    again = open_store(path)
+    again = open_again()
     assert all(kept(again, f"n{number}") for number in range(1500))
     assert kept(again, "late") is None
 
@@ -221,29 +229,23 @@ async def test_inside_a_snapshot_all_reads_see_the_same_moment(store: Store) -> 
     assert kept(store, "a") == "2"
 
 
-async def test_the_version_changes_with_every_commit_of_any_process(store: Store, path: Path) -> None:
+async def test_the_version_changes_with_every_commit_of_any_process(store: Store, address: str) -> None:
     before = store.version()
     assert store.version() == before
     await store.write(keep("a"))
     own = store.version()
     assert own != before
-    script = f"""
-import asyncio
-from pathlib import Path
-from twolane.store.sqlite import SQLiteStore
-async def main():
-    store = SQLiteStore(Path({str(path)!r}))
+    script = """
+async def main(store):
     await store.write(lambda tx: tx.run("set_meta", name="b", value="2"))
-    store.close()
-asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run(elsewhere(script, address), check=True)
     assert store.version() != own
     assert kept(store, "b") == "2"
 
 
 async def test_a_reader_cannot_write(store: Store) -> None:
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(StoreError, match=r"could not be read: .*read-?only"):
         store.one("set_meta", name="a", value="x")
 
 
@@ -256,31 +258,22 @@ async def test_threads_read_beside_the_writer(store: Store) -> None:
 # ── two processes ──
 
 
-async def test_two_processes_that_write_at_once_both_finish_and_nothing_is_lost(path: Path) -> None:
+async def test_two_processes_that_write_at_once_both_finish_and_nothing_is_lost(address: str, store: Store) -> None:
     script = """
-import asyncio, sys
-from pathlib import Path
-from twolane.kernel import ledger
-from twolane.store.sqlite import SQLiteStore
-async def main():
-    store = SQLiteStore(Path(sys.argv[1]))
+async def main(store):
     async def one(number):
         await store.write(lambda tx: ledger.append(tx, {"kind": "note", "run": "r", "name": f"{sys.argv[2]}-{number}"}))
     for start in range(0, 200, 20):
         await asyncio.gather(*(one(start + at) for at in range(20)))
-    store.close()
-asyncio.run(main())
 """
-    both = [subprocess.Popen([sys.executable, "-c", script, str(path), name]) for name in "ab"]
+    both = [subprocess.Popen(elsewhere(script, address, name)) for name in "ab"]
     assert [await asyncio.to_thread(process.wait, 50) for process in both] == [0, 0]
     from twolane.kernel import ledger
 
-    store = SQLiteStore(path)
     verdict = ledger.verify(store)
     assert (verdict.problem, verdict.entries) == ("", 400)
     names = {row["leaf"] for row in store.all("entries", first=0, count=1000)}
     assert len(names) == 400
-    store.close()
 
 
 async def test_a_lock_held_too_long_fails_a_whole_group_at_once_and_keeps_nothing(
@@ -310,7 +303,7 @@ async def test_the_store_and_its_keys_belong_to_their_owner_alone(path: Path) ->
     before = os.umask(0o000)
     try:
         store = SQLiteStore(path)
-        Vault.open(path, is_new=True)
+        Vault.open(keys_of(path), is_new=True)
         await store.write(keep("a"))
         files = [found for found in path.parent.rglob("*") if found.is_file()]
         assert {found.name for found in files} >= {
@@ -346,22 +339,22 @@ def test_what_is_no_store_or_has_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_store_without_its_keys_says_what_is_missing(path: Path) -> None:
     with pytest.raises(StoreError, match=r"must hold master and pepper\. Bring them back"):
-        Vault.open(path, is_new=False)
-    Vault.open(path, is_new=True)
+        Vault.open(keys_of(path), is_new=False)
+    Vault.open(keys_of(path), is_new=True)
     (path.with_name("store.db.keys") / "pepper").write_bytes(b"")
     with pytest.raises(StoreError, match="are damaged"):
-        Vault.open(path, is_new=False)
+        Vault.open(keys_of(path), is_new=False)
 
 
 def test_keys_are_made_once_and_a_half_made_one_is_not_left(path: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        vaults = list(pool.map(lambda _: Vault.open(path, is_new=True), range(8)))
+        vaults = list(pool.map(lambda _: Vault.open(keys_of(path), is_new=True), range(8)))
     assert len({vault.pseudonym("a") for vault in vaults}) == 1
     assert sorted(found.name for found in path.with_name("store.db.keys").iterdir()) == ["master", "pepper"]
 
 
 def test_a_body_opens_with_its_own_key_only(path: Path, tmp_path: Path) -> None:
-    vault = Vault.open(path, is_new=True)
+    vault = Vault.open(keys_of(path), is_new=True)
     mine, wrapped = vault.new_subject("t", "a")
     other, _ = vault.new_subject("t", "b")
     sealed = seal(mine, b"text")
@@ -369,7 +362,7 @@ def test_a_body_opens_with_its_own_key_only(path: Path, tmp_path: Path) -> None:
     for subject, body in ((other, sealed), (mine, sealed[:-1] + bytes([sealed[-1] ^ 1]))):
         with pytest.raises(StoreError, match="does not open"):
             unseal(subject, body)
-    stranger = Vault.open(tmp_path / "other.db", is_new=True)
+    stranger = Vault.open(tmp_path / "other.keys", is_new=True)
     with pytest.raises(StoreError, match="belong to another"):
         stranger.subject({"id": mine.id, "wrapped": wrapped})
 

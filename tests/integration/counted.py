@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.stores import kept_in
+
 from twolane.config import Config, PriceTable, Rate, Slots, UpstreamSection
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Route
 from twolane.kernel import Kernel, Request
@@ -111,7 +113,7 @@ async def worker(folder: Path, number: int, lane: str, tasks: int, option: str) 
     section = UpstreamSection(
         kind="rehearsal", price=PriceTable(input="1", output="2"), slots=slots, rate=rate, retries=0
     )
-    settings = Config(store=f"sqlite:{folder / 'store.db'}", upstream={"up": section}, route={})
+    settings = Config(**kept_in(folder), upstream={"up": section}, route={})
     kernel = await Kernel.open(settings, models={"up": Counted(Tally(folder / "tally"), number)})
     which = Lane(lane)
     call = ModelCall((Message("user", "hello"),), "", 20)

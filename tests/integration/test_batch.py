@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
+from tests.stores import KEPT_AT, KEYS_AT
 
 from twolane import (
     Agent,
@@ -34,10 +36,27 @@ from twolane import (
 )
 from twolane.batch import reports
 from twolane.batch import run as runs
-from twolane.config import BudgetSection
+from twolane.config import BudgetSection, Config, KeysSection
 from twolane.domain.records import ModelCall
 from twolane.errors import UsageError
 from twolane.testing import Rehearsal, Reply
+
+pytestmark = pytest.mark.usefixtures("each_store", "on_that_store")
+
+
+@pytest.fixture
+def on_that_store(each_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kit keeps its store in a folder of its own; here it may be a database."""
+    made = Rehearsal._config
+
+    def moved(self: Rehearsal, folder: Path) -> Config:
+        return made(self, folder) if KEPT_AT not in os.environ else made(self, folder).model_copy(update=moved_to())
+
+    def moved_to() -> dict[str, object]:
+        return {"store": os.environ[KEPT_AT], "keys": KeysSection(folder=os.environ[KEYS_AT])}
+
+    monkeypatch.setattr(Rehearsal, "_config", moved)
+
 
 # ── a small workflow: planner → extractor → verifier → synthesizer ──
 
@@ -804,8 +823,8 @@ async def test_an_agent_without_a_script_answers_with_what_fits_its_schema() -> 
 
 async def test_the_kit_leaves_nothing_behind_and_names_what_it_does_not_know() -> None:
     rehearsal = Rehearsal(planner="{}")
-    async with rehearsal as platform:
-        folder = platform.kernel.store_path.parent
+    async with rehearsal:
+        folder = Path(rehearsal._temporary.name) if rehearsal._temporary else Path()
         assert folder.exists()
         with pytest.raises(Exception, match="agent 'verifier' was not scripted"):
             rehearsal.reply("verifier", "{}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stores import kept_in
 
 from twolane.config import Config, PriceTable, Rate, Slots, UpstreamSection
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Route
@@ -33,7 +34,7 @@ def config(folder: Path, **upstreams: dict[str, Any]) -> Config:  # Any: fields 
     price = PriceTable(input="1", output="2")
     default: dict[str, Any] = {"kind": "rehearsal", "price": price, "retries": 0, "slots": Slots(online=4, batch=4)}
     return Config(
-        store=f"sqlite:{folder / 'store.db'}",
+        **kept_in(folder),
         upstream={name: UpstreamSection(**{**default, **fields}) for name, fields in upstreams.items()},
         route={},
     )

@@ -17,13 +17,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from tests.stores import KEPT_AT
 
 from twolane.batch.queue import Chunk, Queue
 from twolane.errors import Killed, StoreError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("each_store")]
 
 marker: contextvars.ContextVar[str] = contextvars.ContextVar("marker", default="unset")
 
@@ -37,10 +40,31 @@ def chunks(run: str, count: int, *, attempt: int = 1) -> list[Chunk]:
     return [Chunk(run, attempt, at * 50, at * 50 + 49) for at in range(count)]
 
 
+def at(path: Path) -> Path | str:
+    """The queue of this test: the file, or the database that it runs on."""
+    return os.environ.get(KEPT_AT) or path
+
+
+class Database:
+    """What a test asks or does behind the queue's back."""
+
+    def __init__(self, path: Path) -> None:
+        self._is_file = isinstance(at(path), Path)
+        self.connection: Any = (  # Any: two drivers
+            sqlite3.connect(path, timeout=30)
+            if self._is_file
+            else psycopg.connect(str(at(path)), options="-c search_path=twolane_queue")
+        )
+
+    def execute(self, text: str, values: tuple[object, ...] = ()) -> Any:  # Any: two drivers' cursors
+        return self.connection.execute(text if self._is_file else text.replace("?", "%s"), values)
+
+
 @contextmanager
-def connect(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
-        yield connection
+def connect(path: Path) -> Iterator[Database]:
+    database = Database(path)
+    with closing(database.connection), database.connection:
+        yield database
 
 
 def rows(path: Path, column: str = "status") -> dict[str, str]:
@@ -96,7 +120,7 @@ async def test_chunks_run_on_the_callers_loop_and_in_its_context(path: Path) -> 
         return "done"
 
     marker.set("set before open")
-    async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
         assert await queue.enqueue(chunks("r", 5)) == 5
         assert await queue.drain() == []
     main = threading.main_thread()
@@ -107,7 +131,7 @@ async def test_chunks_run_on_the_callers_loop_and_in_its_context(path: Path) -> 
 
 
 async def test_the_loops_own_executor_is_left_alone(path: Path) -> None:
-    async with await Queue.open(path, "r", executor_id="a", work=done) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=done) as queue:
         await queue.enqueue(chunks("r", 1))
         await queue.drain()
         name = await asyncio.to_thread(lambda: threading.current_thread().name)
@@ -116,10 +140,10 @@ async def test_the_loops_own_executor_is_left_alone(path: Path) -> None:
 
 
 async def test_a_queue_runs_only_the_chunks_of_its_own_run(path: Path) -> None:
-    async with await Queue.open(path, "other", executor_id="a", work=forever) as queue:
+    async with await Queue.open(at(path), "other", executor_id="a", work=forever) as queue:
         await queue.enqueue(chunks("other", 3))
     crew = Crew()
-    async with await Queue.open(path, "mine", executor_id="b", work=crew) as queue:
+    async with await Queue.open(at(path), "mine", executor_id="b", work=crew) as queue:
         await queue.enqueue(chunks("mine", 3))
         assert await queue.drain() == []
     assert {chunk.run for chunk in crew.seen} == {"mine"}
@@ -129,13 +153,13 @@ async def test_a_queue_runs_only_the_chunks_of_its_own_run(path: Path) -> None:
 
 
 async def test_a_chunk_of_another_run_cannot_be_enqueued(path: Path) -> None:
-    async with await Queue.open(path, "mine", executor_id="a", work=never) as queue:
+    async with await Queue.open(at(path), "mine", executor_id="a", work=never) as queue:
         with pytest.raises(ValueError, match="other:1:0 does not belong to run mine"):
             await queue.enqueue(chunks("other", 1))
 
 
 async def test_a_smuggled_chunk_of_another_run_fails_without_running(path: Path) -> None:
-    async with await Queue.open(path, "mine", executor_id="a", work=never) as queue:
+    async with await Queue.open(at(path), "mine", executor_id="a", work=never) as queue:
         payload = {"args": [{"run": "other", "attempt": 1, "first": 0, "last": 9}], "kwargs": {}}
         plant(path, "mine:1:0", json.dumps(payload), serialization="twolane_json")
         (failed,) = await queue.drain()
@@ -144,7 +168,7 @@ async def test_a_smuggled_chunk_of_another_run_fails_without_running(path: Path)
 
 async def test_enqueuing_twice_is_enqueuing_once(path: Path) -> None:
     crew = Crew()
-    async with await Queue.open(path, "r", executor_id="a", work=crew) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=crew) as queue:
         assert await queue.enqueue(chunks("r", 4)) == 4
         assert await queue.enqueue(chunks("r", 6)) == 2
         await queue.drain()
@@ -154,7 +178,7 @@ async def test_enqueuing_twice_is_enqueuing_once(path: Path) -> None:
 
 
 async def test_more_chunks_than_one_transaction_holds_are_all_enqueued(path: Path) -> None:
-    async with await Queue.open(path, "r", executor_id="a", work=forever) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=forever) as queue:
         assert await queue.enqueue(chunks("r", 1203)) == 1203
         await queue.cancel()
         assert await queue.drain() == []
@@ -163,7 +187,7 @@ async def test_more_chunks_than_one_transaction_holds_are_all_enqueued(path: Pat
 
 async def test_at_most_the_given_number_of_chunks_run_at_once(path: Path) -> None:
     crew = Crew(hold=True)
-    async with await Queue.open(path, "r", executor_id="a", work=crew, concurrency=3) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=crew, concurrency=3) as queue:
         await queue.enqueue(chunks("r", 12))
         for _ in range(3):
             await crew.started.get()
@@ -175,7 +199,7 @@ async def test_at_most_the_given_number_of_chunks_run_at_once(path: Path) -> Non
 
 async def test_a_lower_priority_number_goes_first(path: Path) -> None:
     crew = Crew(hold=True)
-    async with await Queue.open(path, "r", executor_id="a", work=crew, concurrency=1) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=crew, concurrency=1) as queue:
         await queue.enqueue(chunks("r", 1))
         await crew.started.get()  # the only slot is taken, so what follows waits
         await queue.enqueue([Chunk("r", 1, 100, 149)], priority=5)
@@ -192,7 +216,7 @@ async def test_a_failing_chunk_is_reported_and_the_others_go_on(path: Path) -> N
             raise ValueError("upstream said no — „nein“")
         return "done"
 
-    async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
         await queue.enqueue(chunks("r", 3))
         (failed,) = await queue.drain()
     assert (failed.id, failed.chunk) == ("r:1:50", Chunk("r", 1, 50, 99))
@@ -209,7 +233,7 @@ async def test_work_that_ends_without_an_exception_proper_does_not_hang_the_run(
     async def work(_: Chunk) -> str:
         raise event
 
-    async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
         await queue.enqueue(chunks("r", 1))
         (failed,) = await queue.drain()
     assert failed.error == f"{type(event).__name__}: {event}"
@@ -221,7 +245,7 @@ async def test_only_the_failures_of_the_newest_attempt_are_reported(path: Path) 
             raise ValueError("the first time it fails")
         return "done"
 
-    async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
         await queue.enqueue(chunks("r", 2))
         assert len(await queue.drain()) == 2
         await queue.enqueue(chunks("r", 2, attempt=2))
@@ -230,7 +254,7 @@ async def test_only_the_failures_of_the_newest_attempt_are_reported(path: Path) 
 
 async def test_cancel_stops_the_work_in_flight_and_what_waits(path: Path) -> None:
     crew = Crew(hold=True)
-    async with await Queue.open(path, "r", executor_id="a", work=crew, concurrency=2) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=crew, concurrency=2) as queue:
         await queue.enqueue(chunks("r", 10))
         running = [await crew.started.get(), await crew.started.get()]
         await queue.cancel()
@@ -248,7 +272,7 @@ async def test_the_work_itself_may_cancel_its_queue(path: Path) -> None:
         stopped.set()
         return "done"
 
-    async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
         await queue.enqueue(chunks("r", 1))
         await stopped.wait()
         assert await queue.drain() == []
@@ -257,7 +281,7 @@ async def test_the_work_itself_may_cancel_its_queue(path: Path) -> None:
 
 async def test_a_cancelled_run_goes_on_under_a_new_attempt(path: Path) -> None:
     crew = Crew(hold=True)
-    async with await Queue.open(path, "r", executor_id="a", work=crew) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=crew) as queue:
         await queue.enqueue(chunks("r", 1))
         await crew.started.get()
         await queue.cancel()
@@ -270,7 +294,7 @@ async def test_a_cancelled_run_goes_on_under_a_new_attempt(path: Path) -> None:
 
 async def test_close_gives_the_chunks_in_flight_back(path: Path) -> None:
     crew = Crew(hold=True)
-    queue = await Queue.open(path, "r", executor_id="a", work=crew)
+    queue = await Queue.open(at(path), "r", executor_id="a", work=crew)
     await queue.enqueue(chunks("r", 8))
     await crew.started.get()
     await queue.close()
@@ -278,15 +302,15 @@ async def test_close_gives_the_chunks_in_flight_back(path: Path) -> None:
     assert crew.cancelled
     assert crew.at_once == 0
     assert set(rows(path).values()) == {"ENQUEUED"}
-    async with await Queue.open(path, "r", executor_id="b", work=done) as queue:
+    async with await Queue.open(at(path), "r", executor_id="b", work=done) as queue:
         assert await queue.drain() == []
     assert set(rows(path).values()) == {"SUCCESS"}
 
 
 async def test_a_second_queue_in_the_process_is_refused_and_the_first_goes_on(path: Path) -> None:
-    async with await Queue.open(path, "r", executor_id="a", work=done) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=done) as queue:
         with pytest.raises(StoreError, match="open queue"):
-            await Queue.open(path, "s", executor_id="b", work=never)
+            await Queue.open(at(path), "s", executor_id="b", work=never)
         await queue.enqueue(chunks("r", 2))
         assert await queue.drain() == []
 
@@ -294,14 +318,14 @@ async def test_a_second_queue_in_the_process_is_refused_and_the_first_goes_on(pa
 async def test_a_launch_that_fails_leaves_the_process_free_for_the_next(tmp_path: Path, path: Path) -> None:
     with pytest.raises(StoreError, match="unable to open"):
         await Queue.open(tmp_path / "nowhere" / "queue.db", "r", executor_id="a", work=never)
-    async with await Queue.open(path, "r", executor_id="a", work=done) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=done) as queue:
         assert await queue.drain() == []
 
 
 async def test_a_chunk_that_the_engine_cannot_start_is_an_error_and_not_a_hang(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with await Queue.open(path, "r", executor_id="a", work=never) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=never) as queue:
         plant(path, "r:1:0", "[]", serialization="no_such_format")
         with pytest.raises(StoreError, match=r"1 chunks wait \(r:1:0 first\)"):
             await queue.drain(stall_s=0.3)
@@ -338,7 +362,7 @@ def test_the_planted_bomb_would_go_off(tmp_path: Path) -> None:
 async def test_a_row_marked_as_pickle_is_refused_and_runs_no_code(path: Path, tmp_path: Path) -> None:
     boom = tmp_path / "boom"
     text = base64.b64encode(pickle.dumps({"args": (Bomb(boom),), "kwargs": {}})).decode()
-    async with await Queue.open(path, "r", executor_id="a", work=never) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=never) as queue:
         plant(path, "r:1:0", text, serialization="py_pickle")
         (failed,) = await queue.drain()
     assert not boom.exists()
@@ -353,7 +377,7 @@ async def test_nothing_that_is_stored_is_a_pickle(path: Path) -> None:
             raise ValueError("no")
         return "done"
 
-    async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
         await queue.enqueue(chunks("r", 2))
         await queue.drain()
     assert set(rows(path, "serialization").values()) == {"twolane_json"}
@@ -366,7 +390,7 @@ async def test_nothing_that_is_stored_is_a_pickle(path: Path) -> None:
 
 
 CHILD = """
-import asyncio, logging, sys
+import asyncio, logging, os, sys
 from pathlib import Path
 
 sys.addaudithook(lambda event, args: (
@@ -389,7 +413,8 @@ async def work(chunk):
     return "done"
 
 async def main():
-    queue = await Queue.open(path, "r", executor_id=role, work=work, concurrency=2)
+    where = os.environ.get("TWOLANE_TEST_STORE") or path
+    queue = await Queue.open(where, "r", executor_id=role, work=work, concurrency=2)
     await queue.enqueue([Chunk("r", 1, at, at + 49) for at in range(0, 200, 50)])
     if role == "leave":
         return  # without closing
@@ -461,7 +486,7 @@ async def test_after_kill_9_the_chunks_are_taken_over_and_run_again(path: Path, 
     dead = {key for key, state in states.items() if state == "PENDING"}
 
     crew = Crew()
-    async with await Queue.open(path, "r", executor_id="next", work=crew) as queue:
+    async with await Queue.open(at(path), "r", executor_id="next", work=crew) as queue:
         assert await queue.take_over(alive=["hang"]) == 0
         assert await queue.take_over(alive=[]) == 2
         assert await queue.drain() == []
@@ -473,12 +498,12 @@ async def test_after_kill_9_the_chunks_are_taken_over_and_run_again(path: Path, 
 async def test_an_executor_id_that_has_unfinished_chunks_is_refused(path: Path, child: Child) -> None:
     await kill_in_mid_chunk(path, child("hang"), chunks=1)
     with pytest.raises(StoreError, match="executor id hang"):
-        await Queue.open(path, "r", executor_id="hang", work=never)
+        await Queue.open(at(path), "r", executor_id="hang", work=never)
 
 
 async def test_the_outcome_of_a_chunk_that_was_taken_from_us_is_refused(path: Path) -> None:
     crew = Crew(hold=True)
-    async with await Queue.open(path, "r", executor_id="a", work=crew) as queue:
+    async with await Queue.open(at(path), "r", executor_id="a", work=crew) as queue:
         await queue.enqueue(chunks("r", 1))
         await crew.started.get()
         with connect(path) as connection:  # what a take-over by another executor leaves behind
@@ -497,7 +522,7 @@ async def test_the_engines_troubles_reach_our_log_and_the_terminal_stays_clean(
         raise ValueError("seen in the log")
 
     with caplog.at_level(logging.WARNING, logger="twolane.batch"):
-        async with await Queue.open(path, "r", executor_id="a", work=work) as queue:
+        async with await Queue.open(at(path), "r", executor_id="a", work=work) as queue:
             await queue.enqueue(chunks("r", 1))
             await queue.drain()
     assert "seen in the log" in caplog.text
@@ -505,7 +530,9 @@ async def test_the_engines_troubles_reach_our_log_and_the_terminal_stays_clean(
 
 
 async def test_the_file_is_a_wal_file_of_its_own(path: Path) -> None:
-    async with await Queue.open(path, "r", executor_id="a", work=done):
+    if at(path) != path:
+        pytest.skip("there is no file")
+    async with await Queue.open(at(path), "r", executor_id="a", work=done):
         with connect(path) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert [entry.name for entry in path.parent.iterdir()] == ["queue.db"]  # no -wal is left after a clean close

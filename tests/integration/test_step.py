@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.stores import kept_in
 
 from twolane.config import BudgetSection, Config, PriceTable, Slots, Timeout, UpstreamSection
 from twolane.domain.money import PICO
@@ -39,7 +40,9 @@ from twolane.kernel.switches import Switches
 from twolane.models.rehearsal import Rehearsal, Script, read_faults
 from twolane.rules.pricing import input_bound
 from twolane.store import Row, Transaction
-from twolane.store.sqlite import SQLiteStore
+from twolane.store.opening import open_store
+
+pytestmark = pytest.mark.usefixtures("each_store")
 
 PRICE = PriceTable(input="1", output="2")  # a millionth of a dollar a token, two for output
 TEXT = "one two three four five six seven eight nine ten"
@@ -53,7 +56,7 @@ BOUND = (input_bound(CALL) + 200) * PICO // 10**6
 def config(folder: Path, **upstreams: dict[str, Any]) -> Config:  # Any: fields of a section
     default: dict[str, Any] = {"kind": "rehearsal", "price": PRICE, "retries": 0, "slots": Slots(online=4, batch=4)}
     return Config(
-        store=f"sqlite:{folder / 'store.db'}",
+        **kept_in(folder),
         upstream={name: UpstreamSection(**{**default, **fields}) for name, fields in (upstreams or {"up": {}}).items()},
         route={},
     )
@@ -228,10 +231,11 @@ async def test_usage_that_was_not_reported_is_estimated_and_says_so(tmp_path: Pa
     async with opened(tmp_path, rehearsal("always: no-usage")) as kernel:
         await run_to_end(kernel, request())
         assert '"estimated":1' in await leaf_of(kernel)
-    (tmp_path / "told").mkdir()
-    async with opened(tmp_path / "told") as kernel:
-        await run_to_end(kernel, request())
-        assert "estimated" not in await leaf_of(kernel)
+        assert kernel.store.all("steps_since", count=9)[0]["input_tokens"] != IN
+    async with opened(tmp_path) as kernel:
+        await run_to_end(kernel, request("another"))
+        (row,) = kernel.store.all("entries_of_run", run="another", kind="step")
+        assert "estimated" not in row["leaf"]
 
 
 async def test_an_estimate_never_takes_more_than_was_held(tmp_path: Path) -> None:
@@ -337,7 +341,7 @@ async def test_in_a_storm_of_failures_cancellations_and_kills_nothing_stays_held
     fast = {"slots": Slots(online=3, batch=3), "retries": 1, "timeout": Timeout(first_token_s=0.05, idle_s=0.05)}
     async with opened(tmp_path, model, config(tmp_path, up=fast)) as kernel:
         await set_budget(kernel, "tenant:t", pico=PICO, tokens=10**7)
-        far_store = SQLiteStore(kernel.store_path)
+        far_store = open_store(kernel.config.store_address())
         far = Switches(far_store)
 
         async def one(number: int) -> None:
@@ -443,7 +447,7 @@ async def test_a_switch_closes_what_runs_from_here_and_from_another_process(
 ) -> None:
     model = rehearsal(f"always: hang {tokens}")
     async with opened(tmp_path, model) as kernel:
-        far_store = SQLiteStore(kernel.store_path)
+        far_store = open_store(kernel.config.store_address())
         switches = Switches(far_store) if is_far else kernel.switches
         task = asyncio.create_task(run_to_end(kernel, request()))
         other = asyncio.create_task(run_to_end(kernel, request("other")))
@@ -780,7 +784,7 @@ async def test_a_kernel_that_cannot_open_leaves_nothing_open(tmp_path: Path) -> 
     for _ in range(3):
         with pytest.raises(ConfigError, match="the store keeps USD"):
             await Kernel.open(config(tmp_path).model_copy(update={"currency": "EUR"}), models={"up": rehearsal()})
-    for key in (tmp_path / "store.db.keys").iterdir():
+    for key in config(tmp_path).keys_folder().iterdir():
         key.unlink()
     with pytest.raises(StoreError, match="keys"):
         await Kernel.open(config(tmp_path), models={"up": rehearsal()})
@@ -811,6 +815,9 @@ async def test_a_call_cut_by_a_crash_is_settled_at_its_bound_and_in_doubt(tmp_pa
             assert len(kernel.store.all("reservations")) == 2
         process.send_signal(signal.SIGKILL)
     async with opened(tmp_path) as kernel:
+        async with asyncio.timeout(20):  # at once where file locks prove life, else after `DEAD_BEATS`
+            while kernel.store.all("owners"):
+                await asyncio.sleep(0.01)
         told = sorted((row["status"], row["lane"], row["cost_pico"]) for row in rows(kernel))
         assert told == [("in_doubt", "batch", BOUND), ("in_doubt", "online", BOUND), ("ok", "batch", PAID)]
         account, block = spending(kernel, "tenant:t"), kernel.store.one("doubt", scope="tenant:t", window="total")

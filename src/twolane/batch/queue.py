@@ -34,6 +34,7 @@ R = TypeVar("R")
 
 APPLICATION, BODY = "twolane", "twolane.chunk"
 VERSION = "chunks-1"  # Written into every row; a worker claims rows of its version only. Changes with `Chunk`'s shape.
+SCHEMA = "twolane_queue"  # Of DBOS's tables on PostgreSQL; a file has none.
 POLL_S = 0.1  # How often an idle queue looks for work.
 STOP_S = 5.0  # How long a cancelled `work` may clean up before it is left behind.
 UNFINISHED, FAILED = ["ENQUEUED", "PENDING", "DELAYED"], ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
@@ -94,7 +95,7 @@ class Queue:
     `StoreError` when the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, run: str, executor_id: str, work: Work) -> None:
+    def __init__(self, where: Path | str, run: str, executor_id: str, work: Work) -> None:
         if not run or ":" in run:
             raise ValueError(f"run {run!r}: a run's name is not empty and has no colon")
         self._run, self._executor_id, self._work = run, executor_id, work
@@ -102,16 +103,17 @@ class Queue:
         self._loop, self._context = asyncio.get_running_loop(), contextvars.copy_context()
         self._tasks: set[asyncio.Task[Any] | None] = set()  # Any, None: as asyncio.current_task() has it
         self._is_halted = self._is_closed = False  # Halted: a claimed chunk leaves at once, its row stays as it is.
-        self._engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
-        sa.event.listen(self._engine, "connect", _set_pragmas)
+        self._engine = _engine(where)
         # The client asks and writes, without the singleton; DBOS itself only executes.
         self._client = DBOSClient(
-            system_database_engine=self._engine, serializer=_Json(), application_name=APPLICATION, lazy=True
-        )
+            system_database_engine=self._engine, serializer=_Json(), application_name=APPLICATION, lazy=True,
+            dbos_system_schema=SCHEMA, retry_connection_errors=False,  # else a thread waits for ever
+        )  # fmt: skip
 
     @classmethod
-    async def open(cls, path: Path, run: str, *, executor_id: str, work: Work, concurrency: int = 4) -> Self:
-        """A queue that works on the chunks of `run` from now on, `concurrency` of them at a time.
+    async def open(cls, where: Path | str, run: str, *, executor_id: str, work: Work, concurrency: int = 4) -> Self:
+        """A queue that works on the chunks of `run` from now on, `concurrency` of them at a time. It lies in a file of
+        its own, or in a schema of its own in the database of a `postgresql://` address.
 
         `executor_id` names this start of this process and is never used again: `take_over` tells the dead by it.
         `StoreError` also if DBOS is in use in this process already, or `executor_id` was used before.
@@ -119,7 +121,7 @@ class Queue:
         # Constructing DBOS again would quietly hand out the first one, with its database and its work.
         if engine_module._dbos_global_instance is not None:
             raise StoreError("this process has an open queue, or uses DBOS itself: close that one first")
-        self = cls(path, run, executor_id, work)
+        self = cls(where, run, executor_id, work)
         await self._ask(lambda: self._launch(concurrency))
         return self
 
@@ -231,7 +233,7 @@ class Queue:
         _tame()
         try:
             self._engine.connect().close()  # before the migration, so that the file is WAL from its first page
-            DBOS.migrate(str(self._engine.url))
+            DBOS.migrate(self._engine.url.render_as_string(hide_password=False), schema=SCHEMA)
             if self._client.list_workflows(executor_id=self._executor_id, status="PENDING", limit=1):
                 raise StoreError(f"executor id {self._executor_id} has unfinished chunks: every start needs a new one")
             # Before the launch: afterwards DBOS looks for new queues once a second only.
@@ -239,6 +241,7 @@ class Queue:
             DBOS(config={
                 "name": APPLICATION, "application_version": VERSION, "executor_id": self._executor_id,
                 "system_database_engine": self._engine, "serializer": _Json(), "run_migrations": False,
+                "dbos_system_schema": SCHEMA,
                 "enable_otlp": False, "log_level": "WARNING",
                 "notification_listener_polling_interval_sec": POLL_S,  # unused, but `destroy` waits for it
             })  # fmt: skip
@@ -329,6 +332,14 @@ def _tame() -> None:
 
 def _refuse_pickle(_: object, serialized_data: str) -> object:
     raise _ChunkError("the row is marked as pickle, which is never read: twolane did not write it")
+
+
+def _engine(where: Path | str) -> sa.Engine:
+    if isinstance(where, str):  # an address may hold options of libpq's that SQLAlchemy passes on as they are
+        return sa.create_engine(sa.make_url(where).set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(where)))
+    sa.event.listen(engine, "connect", _set_pragmas)
+    return engine
 
 
 def _set_pragmas(connection: Any, _: object) -> None:  # Any: the driver's connection is not typed

@@ -150,7 +150,7 @@ async def create(
     order = list(sources)
     random.Random(seed).shuffle(order)
     prepared = [(source, *input_of(flow, source)) for source in order]
-    folder = reports or kernel.store_path.parent / "reports" / run
+    folder = reports or kernel.config.folder() / "reports" / run
     kept = orjson.dumps(
         {"with": dict(options), "reports": str(folder.absolute()), "seed": seed, "workflow_version": flow.version}
     ).decode()

@@ -21,6 +21,7 @@ from twolane.batch import reports
 from twolane.batch import run as runs
 from twolane.batch.item import Item
 from twolane.batch.workflow import Workflow
+from twolane.config import Config
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin
@@ -86,9 +87,8 @@ class Worker:
         self._gate = asyncio.Semaphore(self._width())
         attempt = await self._take()
         try:
-            path = queue_path(kernel.store_path)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            async with await Queue.open(path, self.run_id, executor_id=kernel.presence.name, work=self._work) as queue:
+            where = queue_address(kernel.config)
+            async with await Queue.open(where, self.run_id, executor_id=kernel.presence.name, work=self._work) as queue:
                 await queue.take_over(self._alive())
                 await self._drain(queue, attempt)
         except StoreError as error:
@@ -396,6 +396,12 @@ def _sentence(error: Exception) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # an exception's words may be anything
 
 
-def queue_path(store: Path) -> Path:
-    """Where the durable queue of a store lies."""
-    return store.with_name(store.name + ".queue")
+def queue_address(config: Config) -> Path | str:
+    """Where the durable queue of a store lies: in a file beside it, which only this user can read, or in its
+    database."""
+    if not config.is_file():
+        return config.store_address()
+    store = config.store_path()
+    path = store.with_name(store.name + ".queue")
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    return path

@@ -23,6 +23,8 @@ from twolane.online.auth import is_loopback, list_keys
 from twolane.online.probe import last_probe
 from twolane.rules.probing import Verdict
 from twolane.store.examine import examine
+from twolane.store.opening import open_store
+from twolane.store.sql import SCHEMA_VERSION
 
 LITTLE_BYTES, TOO_LITTLE_BYTES = 2**30, 100 * 2**20
 """Free disk space below which there is a warning, and a problem."""
@@ -56,10 +58,10 @@ class Line:
 async def check_up(config: Config) -> list[Line]:
     """Every check, in the order in which one would repair. No model is called."""
     lines = [_config(config), *_versions(), *_disk(config), *_upstreams(config)]
-    store = _store(config.store_path())
+    store = _store(config.store_path()) if config.is_file() else _server(config)
     lines.append(store)
     lines.append(_address(config))
-    if store.state is not State.OK or not config.store_path().exists():
+    if store.state is not State.OK or (config.is_file() and not config.store_path().exists()):
         return lines
     try:
         kernel = await Kernel.open(config, can_call=False)
@@ -92,7 +94,7 @@ def _versions() -> Iterator[Line]:
 
 
 def _disk(config: Config) -> Iterator[Line]:
-    folder = config.store_path().parent
+    folder = config.folder()
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -136,6 +138,15 @@ def _store(path: Path) -> Line:
         todo = "The next command that opens it brings it up to date; stop processes of the older release first"
         return Line(State.WARNING, "store", f"{path}: schema {seen.version} is of an older release", todo)
     return Line(State.OK, "store", f"{path}: schema {seen.version}, {path.stat().st_size / 2**20:.1f} MB")
+
+
+def _server(config: Config) -> Line:
+    try:
+        open_store(config.store_address()).close()
+        config.keys_folder()
+    except TwolaneError as error:
+        return Line(State.PROBLEM, "store", str(error))
+    return Line(State.OK, "store", f"{config.store_name()}: schema {SCHEMA_VERSION}")
 
 
 def _address(config: Config) -> Line:

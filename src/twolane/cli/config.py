@@ -17,7 +17,7 @@ def check(config: ConfigOption = None, is_json: JsonOption = False) -> None:
     where = str(loaded.source) if loaded.source else "the embedded default (there is no twolane.toml here)"
     answer = {"ok": True, "file": str(loaded.source) if loaded.source else None}
     names = f"{len(loaded.upstream)} upstreams, {len(loaded.route)} routes, {len(loaded.budget)} budgets"
-    emit(is_json, answer, [f"ok: {where}: {names}; the store is {loaded.store_path()}"])
+    emit(is_json, answer, [f"ok: {where}: {names}; the store is {loaded.store_name()}"])
 
 
 @app.command()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from twolane.config import ANTHROPIC_URL, Config, UpstreamSection, near, resolve_secret
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
-from twolane.errors import ConfigError, NotFound
+from twolane.errors import ConfigError, NotFound, StoreError
 from twolane.kernel import ledger
 from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
@@ -21,9 +23,11 @@ from twolane.kernel.treasury import Treasury
 from twolane.models import Model
 from twolane.rules import routing
 from twolane.store import Store, Transaction
-from twolane.store.presence import Presence
-from twolane.store.sqlite import SQLiteStore
+from twolane.store.opening import open_store
+from twolane.store.presence import BEAT_S, Presence
 from twolane.store.vault import Vault, unseal
+
+_LOG = logging.getLogger("twolane.kernel")
 
 __all__ = ["Answer", "Document", "Kernel", "Model", "Request", "Settled", "new_id"]
 
@@ -34,7 +38,6 @@ class Kernel:
 
     config: Config
     store: Store
-    store_path: Path
     vault: Vault
     presence: Presence
     treasury: Treasury
@@ -42,26 +45,34 @@ class Kernel:
     lanes: Lanes
     door: Door
     upstreams: dict[str, Upstream]
+    _inheriting: set[asyncio.Future[None]] = field(default_factory=set)
 
     @classmethod
-    async def open(cls, config: Config, *, models: dict[str, Model] | None = None, can_call: bool = True) -> Kernel:
+    async def open(
+        cls,
+        config: Config,
+        *,
+        models: dict[str, Model] | None = None,
+        can_call: bool = True,
+        beat_s: float = BEAT_S,
+    ) -> Kernel:
         """Open the store (made on first use) and every upstream, and settle what dead processes left in doubt.
 
         `models` replaces the adapters of upstreams by name; for tests and rehearsals. Without `can_call` no upstream is
-        opened and no secret is needed: for those who only look, or stop what others do.
+        opened and no secret is needed: for those who only look, or stop what others do. `beat_s` is how often this
+        process says that it lives; the same in every process of a store.
 
         Raises:
             ConfigError: a secret is missing, or a built-in model does not know an option.
             StoreError: see `store.sqlite` and `store.vault`.
         """
-        path = config.store_path()
         sections = config.upstream if can_call else {}
         upstreams = {name: _upstream(name, section, (models or {}).get(name)) for name, section in sections.items()}
-        is_new = not path.exists()
-        store = SQLiteStore(path)
+        keys = config.keys_folder()
+        store = open_store(config.store_address())
         try:
-            vault = Vault.open(path, is_new=is_new or store.one("get_meta", name="currency") is None)
-            presence = Presence(path)
+            vault = Vault.open(keys, is_new=store.one("get_meta", name="currency") is None)
+            presence = await Presence.open(store, locks=_locks(config), takes_part=can_call, beat_s=beat_s)
         except BaseException:
             store.close()
             raise
@@ -84,7 +95,8 @@ class Kernel:
             currency=config.currency,
             step_salt=vault.step_salt,
         )
-        kernel = cls(config, store, path, vault, presence, treasury, switches, lanes, door, upstreams)
+        kernel = cls(config, store, vault, presence, treasury, switches, lanes, door, upstreams)
+        presence.on_death = kernel._inherit
         try:
             await kernel._agree_on_currency()
             await kernel._take_budgets_from_file()
@@ -94,17 +106,37 @@ class Kernel:
             raise
         return kernel
 
+    @property
+    def store_path(self) -> Path:
+        """Where the SQLite file lies. Raises ConfigError where the store is no file."""
+        return self.config.store_path()
+
     async def aclose(self) -> None:
         """Write what was submitted, give back what is leased, close sockets and files. One that fails to close does not
         keep the others open; its error is raised when all are."""
         async with AsyncExitStack() as last_first:
             last_first.callback(self.presence.close)
             last_first.callback(self.store.close)
+            last_first.callback(self.presence.leave)
             last_first.push_async_callback(self.treasury.aclose)
             for upstream in self.upstreams.values():
                 last_first.push_async_callback(upstream.model.aclose)
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
+
+    def _inherit(self, dead: list[str]) -> None:
+        """Processes were found dead: what they held comes back, and their slots with the next who lacks some."""
+        task = asyncio.ensure_future(self._bury(dead))
+        self._inheriting.add(task)
+        task.add_done_callback(self._inheriting.discard)
+
+    async def _bury(self, dead: list[str]) -> None:
+        try:
+            for name in dead:
+                await self.presence.bury(name)
+            await self.treasury.recover()
+        except StoreError:
+            _LOG.exception("what dead processes held could not be taken back; the next opening tries again")
 
     def route(self, name: str, origin: Origin, *, lane: Lane, agent: str = "") -> Route:
         """Decide for a name that a client or an agent gives: a route, else an upstream itself.
@@ -209,6 +241,14 @@ class Kernel:
             await self.store.write(lambda tx, s=scope: tx.run("forget_meta", name=f"budget {s}"))  # type: ignore[misc]
         if before != (taken or [""]):
             await self.store.write(lambda tx: tx.run("set_meta", name=name, value="\n".join(taken)))
+
+
+def _locks(config: Config) -> Path | None:
+    """Where the processes of one host hold their locks; None where they may be on several."""
+    if not config.is_file():
+        return None
+    path = config.store_path()
+    return path.with_name(path.name + ".alive")
 
 
 def _is_template(scope: str) -> bool:

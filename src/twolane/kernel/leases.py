@@ -261,6 +261,8 @@ class _Change:
     def work(self, tx: Transaction) -> _Held:
         where = {"upstream": self.upstream, "lane": self.lane}
         tx.run("change_member", **where, owner=self.owner, wants=self.wants, loan=self.loan, back=self.back)
+        for owner in self.dead:
+            tx.run("bury", name=owner)
         gone = sum(tx.run("drop_member", **where, owner=owner) for owner in self.dead)
         if self.back or gone:
             tx.run("set_lane_left", **where, at_us=self.now_us)

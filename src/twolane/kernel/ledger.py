@@ -6,7 +6,6 @@ can be checked alone. Nothing is updated or deleted.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from enum import StrEnum
 import orjson
 
 from twolane.domain.canonical import leaf_bytes
-from twolane.errors import LedgerBroken
+from twolane.errors import LedgerBroken, StoreError
 from twolane.rules.merkle import CompactRange, leaf_hash
 from twolane.store import Row, Store, Transaction
 
@@ -143,15 +142,15 @@ def verify(store: Store) -> Verdict:
             while position is not None and state.first_bad is None:
                 try:
                     rows = store.all("entries", first=position, count=count)
-                except sqlite3.DatabaseError:
+                except StoreError:
                     if count == 1:
                         raise
                     count = 1  # a page of the file is damaged: go on one by one, so that the entry can be named
                     continue
                 position = state.read(rows, position, count)
             problem = state.problem or _compare(store, state)
-    except sqlite3.DatabaseError as error:
-        problem = f"the store cannot be read from position {state.tree.size}: {error}"
+    except StoreError as error:
+        problem = f"it cannot be read from position {state.tree.size}: {error}"
         state.first_bad = state.tree.size
     return Verdict(
         ok=not problem,

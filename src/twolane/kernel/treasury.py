@@ -315,6 +315,8 @@ def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, toke
 
 
 def _settle_dead(tx: Transaction, *, dead: set[str]) -> int:
+    for owner in dead:
+        tx.run("bury", name=owner)
     holds = [row for row in tx.all("reservations") if row["owner"] in dead]
     for row in holds:
         fields = orjson.loads(row["entry"])

@@ -23,13 +23,14 @@ FRESH_S = 0.02
 
 
 class Transaction(Protocol):
-    """Named questions (`queries.sql`) inside one transaction."""
+    """Named questions (`queries.sql`) inside one transaction. No other process writes while it is open: what a work
+    reads stands until it is committed. What the database refuses is a StoreError."""
 
     cache: dict[str, Any]
     """Lives as long as this transaction; for state that many works of one group share. Any: each key has its own."""
 
     def run(self, query: str, **values: Value) -> int:
-        """Write. Gives the number of rows touched, or the new row's id for an INSERT into a table that makes one."""
+        """Write. Gives the number of rows touched, or what the query RETURNs: the new row's id."""
         ...
 
     def one(self, query: str, **values: Value) -> Row | None:
@@ -46,7 +47,8 @@ class Transaction(Protocol):
 
 
 class Store(Protocol):
-    """One database. Writes are durable once they return; reads see every write that returned before."""
+    """One database. Writes are durable once they return; reads see every write that returned before. Every method
+    raises StoreError where the database cannot be reached, read or written."""
 
     def submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
         """Hand `work` to the writer without waiting: one message, no await. The future ends after the commit, or with
@@ -71,12 +73,23 @@ class Store(Protocol):
         ...
 
     def version(self) -> int:
-        """A number that changes whenever any process has committed. Costs microseconds: made for polling."""
+        """A number that changes whenever any process has committed. Made for polling: microseconds, or one round trip
+        to a server."""
         ...
 
     def epoch(self) -> int:
         """A number that changes whenever a switch, a key or a budget has changed: by this process at once, by others
         within `FRESH_S`. Costs next to nothing: made for every request."""
+        ...
+
+    def fence(self, name: str) -> None:
+        """From now on a group of works begins by looking whether the row of this process is still there; if not, every
+        work fails with Fenced and nothing of it is kept."""
+        ...
+
+    def beat(self, name: str, *, patience_s: float) -> Mapping[str, int]:
+        """Advance the beat of this process, beside the writer and without waiting for the disk; every process's beat by
+        its name. Called by one thread, which waits for other writers up to `patience_s`."""
         ...
 
     def close(self) -> None:

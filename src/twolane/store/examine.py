@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from twolane.store.sqlite import SCHEMA_VERSION
+from twolane.store.sql import SCHEMA_VERSION, script
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,7 @@ def _wanted(version: int) -> dict[str, str]:
     connection = sqlite3.connect(":memory:")
     try:
         for step in range(version):
-            name = "schema.sql" if step == 0 else f"migration_{step + 1}.sql"
-            connection.executescript(resources.files("twolane.store").joinpath(name).read_text(encoding="utf-8"))
+            connection.executescript(script(step + 1))
         return _objects(connection)
     finally:
         connection.close()

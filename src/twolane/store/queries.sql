@@ -69,8 +69,8 @@ SELECT * FROM trace_steps ORDER BY leaf DESC LIMIT :count;
 -- What was spent from a day on, for a budget that is set later than its period began.
 SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens
 FROM day_total
-WHERE day >= :since AND (:tenant IS NULL OR tenant = :tenant) AND (:api_key IS NULL OR api_key = :api_key)
-  AND (:workflow IS NULL OR workflow = :workflow);
+WHERE day >= :since AND tenant = coalesce(:tenant, tenant) AND api_key = coalesce(:api_key, api_key)
+  AND workflow = coalesce(:workflow, workflow);
 
 -- name: spent_by_run
 -- What a run has spent.
@@ -80,7 +80,8 @@ FROM run_total WHERE run = :run;
 -- name: spent_by_item
 -- What an item of a run has spent.
 SELECT coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS pico,
-       coalesce(sum(json_extract(leaf, '$.input_tokens') + json_extract(leaf, '$.output_tokens')), 0) AS tokens
+       coalesce(sum(CAST(json_extract(leaf, '$.input_tokens') AS INTEGER)
+                    + CAST(json_extract(leaf, '$.output_tokens') AS INTEGER)), 0) AS tokens
 FROM entry
 WHERE run = :run AND item = (SELECT subject FROM item WHERE run = :run AND name = :item)
   AND kind = 'step' AND json_extract(leaf, '$.status') NOT IN ('reused', 'unreached');
@@ -97,8 +98,8 @@ INSERT INTO subject (id, tenant, name, wrapped, created) VALUES (:id, :tenant, :
 ON CONFLICT (id) DO NOTHING;
 
 -- name: add_body
--- Keep a sealed body.
-INSERT INTO body (subject, sealed) VALUES (:subject, :sealed);
+-- Keep a sealed body; its id.
+INSERT INTO body (subject, sealed) VALUES (:subject, :sealed) RETURNING id;
 
 -- name: body
 -- A sealed body with what unwraps its key.
@@ -221,7 +222,8 @@ UPDATE lease SET wanted = 0 WHERE scope = :scope AND window = :window AND owner 
 -- name: add_doubt
 -- A block settled whole after a crash.
 INSERT INTO doubt (scope, window, day, pico, tokens) VALUES (:scope, :window, :day, :pico, :tokens)
-ON CONFLICT (scope, window, day) DO UPDATE SET pico = pico + excluded.pico, tokens = tokens + excluded.tokens;
+ON CONFLICT (scope, window, day) DO UPDATE
+SET pico = doubt.pico + excluded.pico, tokens = doubt.tokens + excluded.tokens;
 
 -- name: doubt
 -- What of a window's spending is in doubt and known to no step.
@@ -231,7 +233,9 @@ WHERE scope = :scope AND window = :window;
 -- name: doubt_since
 -- The same since a day, for a window that is opened later: the most that any window of the scope has.
 SELECT coalesce(max(pico), 0) AS pico, coalesce(max(tokens), 0) AS tokens
-FROM (SELECT sum(pico) AS pico, sum(tokens) AS tokens FROM doubt WHERE scope = :scope AND day >= :since GROUP BY window);
+FROM (
+  SELECT sum(pico) AS pico, sum(tokens) AS tokens FROM doubt WHERE scope = :scope AND day >= :since GROUP BY window
+) AS each;
 
 -- name: add_to_day
 -- Count a step in its day.
@@ -240,20 +244,20 @@ INSERT INTO day_total (day, tenant, api_key, workflow, agent, lane, upstream, mo
 VALUES (:day, :tenant, :api_key, :workflow, :agent, :lane, :upstream, :model, :calls, :reused, :refused, :failed,
         :input_tokens, :output_tokens, :cost_pico, :total_us)
 ON CONFLICT (day, tenant, api_key, workflow, agent, lane, upstream, model) DO UPDATE
-SET calls = calls + excluded.calls, reused = reused + excluded.reused, refused = refused + excluded.refused,
-    failed = failed + excluded.failed, input_tokens = input_tokens + excluded.input_tokens,
-    output_tokens = output_tokens + excluded.output_tokens, cost_pico = cost_pico + excluded.cost_pico,
-    total_us = total_us + excluded.total_us;
+SET calls = day_total.calls + excluded.calls, reused = day_total.reused + excluded.reused,
+    refused = day_total.refused + excluded.refused, failed = day_total.failed + excluded.failed,
+    input_tokens = day_total.input_tokens + excluded.input_tokens, output_tokens = day_total.output_tokens + excluded.output_tokens,
+    cost_pico = day_total.cost_pico + excluded.cost_pico, total_us = day_total.total_us + excluded.total_us;
 
 -- name: add_to_run
 -- Count a step in its run.
 INSERT INTO run_total (run, agent, calls, reused, refused, failed, input_tokens, output_tokens, cost_pico, total_us)
 VALUES (:run, :agent, :calls, :reused, :refused, :failed, :input_tokens, :output_tokens, :cost_pico, :total_us)
 ON CONFLICT (run, agent) DO UPDATE
-SET calls = calls + excluded.calls, reused = reused + excluded.reused, refused = refused + excluded.refused,
-    failed = failed + excluded.failed, input_tokens = input_tokens + excluded.input_tokens,
-    output_tokens = output_tokens + excluded.output_tokens, cost_pico = cost_pico + excluded.cost_pico,
-    total_us = total_us + excluded.total_us;
+SET calls = run_total.calls + excluded.calls, reused = run_total.reused + excluded.reused,
+    refused = run_total.refused + excluded.refused, failed = run_total.failed + excluded.failed,
+    input_tokens = run_total.input_tokens + excluded.input_tokens, output_tokens = run_total.output_tokens + excluded.output_tokens,
+    cost_pico = run_total.cost_pico + excluded.cost_pico, total_us = run_total.total_us + excluded.total_us;
 
 -- name: totals_of_run
 -- A run's figures by agent.
@@ -310,8 +314,8 @@ SELECT id, flow FROM run WHERE status = 'queued' ORDER BY created;
 
 -- name: begin_run
 -- queued | stopped | failed | done -> running, as a new attempt; running, but its owner is dead -> the same attempt goes on.
-UPDATE run SET attempt = attempt + (status <> 'running'), status = 'running', reason = '', owner = :owner,
-               started = coalesce(started, :now), began = :now, ended = NULL
+UPDATE run SET attempt = attempt + CASE WHEN status = 'running' THEN 0 ELSE 1 END, status = 'running', reason = '',
+               owner = :owner, started = coalesce(started, :now), began = :now, ended = NULL
 WHERE id = :id AND owner = :known_owner AND status <> 'writing';
 
 -- name: next_attempt
@@ -382,7 +386,7 @@ UPDATE item SET status = 'queued' WHERE run = :run AND status = 'quarantined' AN
 -- name: quarantined
 -- Items that wait for a person; of one run, or of all.
 SELECT i.run, i.name, i.agent, i.problems, i.reply, i.source FROM item i JOIN run r ON r.id = i.run
-WHERE i.status = 'quarantined' AND (:run IS NULL OR i.run = :run) ORDER BY r.created, i.position;
+WHERE i.status = 'quarantined' AND i.run = coalesce(:run, i.run) ORDER BY r.created, i.position;
 
 -- name: memo
 -- An accepted output by its fingerprint.
@@ -421,7 +425,7 @@ SELECT count(*) AS keys FROM api_key;
 
 -- name: paid_by_item
 -- What each item of a run cost, and how often it left the house.
-SELECT item, count(*) AS calls, coalesce(sum(json_extract(leaf, '$.total_us')), 0) AS total_us,
+SELECT item, count(*) AS calls, coalesce(sum(CAST(json_extract(leaf, '$.total_us') AS INTEGER)), 0) AS total_us,
        coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS cost_pico
 FROM entry WHERE run = :run AND kind = 'step' AND json_extract(leaf, '$.status') NOT IN ('reused', 'unreached') GROUP BY item;
 
@@ -458,7 +462,7 @@ SELECT owner, holds, wants, loan, turn FROM lane_member WHERE upstream = :upstre
 -- Take part in a lane, or say anew what is wanted; `back` slots are given up.
 INSERT INTO lane_member (upstream, lane, owner, wants, loan) VALUES (:upstream, :lane, :owner, :wants, :loan)
 ON CONFLICT (upstream, lane, owner) DO UPDATE
-SET holds = holds - :back, wants = excluded.wants, loan = excluded.loan;
+SET holds = lane_member.holds - :back, wants = excluded.wants, loan = excluded.loan;
 
 -- name: grant_slots
 -- Give a member free slots.
@@ -477,3 +481,25 @@ SELECT at_us FROM lane_left WHERE upstream = :upstream AND lane = :lane;
 -- A share of a lane is given up.
 INSERT INTO lane_left (upstream, lane, at_us) VALUES (:upstream, :lane, :at_us)
 ON CONFLICT (upstream, lane) DO UPDATE SET at_us = excluded.at_us;
+
+-- ── Processes ──
+
+-- name: add_process
+-- A process takes part from now on.
+INSERT INTO process (name, host) VALUES (:name, :host);
+
+-- name: process
+-- Is a process's row still there?
+SELECT host FROM process WHERE name = :name;
+
+-- name: processes
+-- Every process's beat.
+SELECT name, beat FROM process;
+
+-- name: beat
+-- A process says that it lives.
+UPDATE process SET beat = beat + 1 WHERE name = :name;
+
+-- name: bury
+-- A process is dead, or leaves: from here on nothing of it is committed.
+DELETE FROM process WHERE name = :name;

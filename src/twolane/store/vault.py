@@ -1,8 +1,9 @@
 """Keys beside the store, and what is sealed with them.
 
-`<store>.keys/` (0700) holds `master` (wraps every item's key) and `pepper` (keys pseudonyms, fingerprints and the
-digests of API keys), each 32 random bytes, 0600. They never lie in the store: a copy of the database alone opens
-nothing. Erasing a subject's row destroys its key and salt, and with them every body and every guess at a commitment.
+A folder of their own (0700; `<store>.keys/` beside a SQLite file) holds `master` (wraps every item's key) and `pepper`
+(keys pseudonyms, fingerprints and the digests of API keys), each 32 random bytes, 0600. They never lie in the store: a
+copy of the database alone opens nothing. Erasing a subject's row destroys its key and salt, and with them every body
+and every guess at a commitment.
 """
 
 from __future__ import annotations
@@ -31,23 +32,25 @@ class Vault:
         self._master, self._pepper = AESGCM(master), pepper
 
     @classmethod
-    def open(cls, store: Path, *, is_new: bool) -> Vault:
-        """The keys beside `store`; made if the store `is_new`.
+    def open(cls, folder: Path, *, is_new: bool) -> Vault:
+        """The keys in `folder`; made if the store `is_new`.
 
         Raises:
             StoreError: the store is there but its keys are not, so nothing in it could be read.
         """
-        folder = store.with_name(store.name + ".keys")
         if is_new:
-            folder.mkdir(mode=0o700, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"the keys' folder {folder} cannot be made: {error.strerror}") from None
             for name in ("master", "pepper"):
                 _make_key(folder / name)
         try:
             master, pepper = ((folder / name).read_bytes() for name in ("master", "pepper"))
         except OSError:
             raise StoreError(
-                f"the keys of {store} are missing: {folder} must hold master and pepper. Bring them back from the "
-                "backup; without them its bodies cannot be read"
+                f"the store's keys are missing: {folder} must hold master and pepper. Bring them back from the "
+                "backup, or from another machine of this store; without them its bodies cannot be read"
             ) from None
         if len(master) != _KEY or len(pepper) != _KEY:
             raise StoreError(f"the keys in {folder} are damaged: master and pepper have {_KEY} bytes each")
