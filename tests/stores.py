@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -30,16 +30,13 @@ def missing() -> str:
 
 
 @contextmanager
-def place(adapter: str, folder: Path) -> Iterator[str]:
-    """The address of a store that is not there yet; whatever was made there is gone afterwards."""
-    if adapter == "sqlite":
-        yield f"sqlite:{folder / 'store.db'}"
-        return
+def fresh_database(options: LiteralString = "") -> Iterator[str]:
+    """The address of an empty database, which is gone afterwards. `options` are of CREATE DATABASE."""
     if missing():
         pytest.skip(missing())
     name = f"twolane_test_{secrets.token_hex(6)}"
     with psycopg.connect(SERVER, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE DATABASE {} " + options).format(sql.Identifier(name)))
         given = conninfo_to_dict(SERVER)
         user, port = given.get("user") or "postgres", given.get("port") or 5432
         password = f":{given['password']}" if given.get("password") else ""
@@ -47,6 +44,22 @@ def place(adapter: str, folder: Path) -> Iterator[str]:
             yield f"postgresql://{user}{password}@{given.get('host') or '127.0.0.1'}:{port}/{name}"
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def empty(address: str) -> None:
+    """As if nothing had been there. What DBOS took two seconds to make stays, without its rows."""
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.execute("DROP SCHEMA IF EXISTS twolane CASCADE")
+        tables = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'twolane_queue' AND tablename <> 'dbos_migrations'"
+        ).fetchall()
+        if tables:
+            names = sql.SQL(", ").join(sql.Identifier("twolane_queue", name) for (name,) in tables)
+            connection.execute(sql.SQL("TRUNCATE {}").format(names))
 
 
 KEPT_AT, KEYS_AT = "TWOLANE_TEST_STORE", "TWOLANE_TEST_KEYS"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from twolane.errors import StoreError
-from twolane.store import Store, Transaction
+from twolane.store import FRESH_S, Store, Transaction, Value
 from twolane.store import sqlite as sqlite_store
 from twolane.store.opening import open_store
 from twolane.store.sqlite import SCHEMA_VERSION, SQLiteStore
@@ -166,6 +166,27 @@ async def test_a_group_shares_one_cache_and_ends_with_one_closing_work(store: St
     assert kept(store, "groups") == "10 "
 
 
+async def test_inside_a_group_a_change_of_the_policy_is_seen_by_the_works_after_it(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+    limit: dict[str, Value] = {"scope": "s", "period": "total", "tokens": None, "source": "command", "since": 0}
+
+    def seen(tx: Transaction) -> object:
+        budget = tx.one("budget", scope="s")
+        return (budget["pico"] if budget else None, [row["scope"] for row in tx.all("switches")])
+
+    waiting: list[asyncio.Future[Any]] = []  # Any: each work has its own answer
+    for pico in (1, 2):
+        waiting.append(store.submit(seen))
+        waiting.append(store.submit(lambda tx, p=pico: tx.run("set_budget", pico=p, **limit)))  # type: ignore[misc]
+        waiting.append(store.submit(lambda tx, p=pico: tx.run("trip", scope=str(p), cause="", actor="", tripped=p)))  # type: ignore[misc]
+    waiting.append(store.submit(seen))
+    release.set()
+    await held
+    answers = await asyncio.gather(*waiting)
+    assert [answers[at] for at in (0, 3, 6)] == [(None, []), (1, ["1"]), (2, ["1", "2"])]
+
+
 @pytest.mark.parametrize("error", [KeyError("k"), StopIteration(), asyncio.CancelledError(), SystemExit(3)])
 async def test_whatever_a_work_raises_its_waiter_is_told_and_the_store_goes_on(
     store: Store, error: BaseException
@@ -253,6 +274,71 @@ async def test_threads_read_beside_the_writer(store: Store) -> None:
     await store.write(keep("a", "1"))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: kept(store, "a"), range(50))) == ["1"] * 50
+
+
+async def test_sums_and_numbers_are_whole_numbers_and_bytes_are_bytes(store: Store) -> None:
+    await store.write(lambda tx: tx.run("add_subject", id="s", tenant="t", name="n", wrapped=b"\x00w\xff", created=7))
+    first = await store.write(lambda tx: tx.run("add_body", subject="s", sealed=b"one"))
+    assert await store.write(lambda tx: tx.run("add_body", subject="s", sealed=b"two")) > first
+    row = store.one("body", id=first)
+    assert row is not None
+    assert dict(row) == {"sealed": b"one", "subject": "s", "wrapped": b"\x00w\xff"}
+    lease: dict[str, Value] = {"scope": "s", "window": "total", "owner": "o", "tokens": 2**40}
+    await store.write(lambda tx: tx.run("add_lease", pico=2**62, **lease))
+    await store.write(lambda tx: tx.run("begin_spending", scope="s", window="total", pico=1, tokens=1))
+    leased, spent = store.one("leased", scope="s", window="total"), store.one("spent_by_run", run="none")
+    assert leased is not None
+    assert spent is not None
+    assert [(value, type(value)) for value in (*dict(leased).values(), *dict(spent).values())] == [
+        (2**62, int), (2**40, int), (0, int), (0, int),
+    ]  # fmt: skip
+    assert await store.write(lambda tx: tx.run("want_leases", scope="s", window="total", owner="another")) == 1
+    windows = store.all("windows", scopes='["s", "none"]')
+    assert [(row["scope"], row["window"]) for row in windows] == [("s", "total")]
+
+
+async def test_an_upsert_adds_to_what_is_there_and_touches_one_row(store: Store) -> None:
+    member: dict[str, Value] = {"upstream": "u", "lane": "batch", "owner": "o", "wants": 3, "loan": 0}
+    counted: dict[str, Value] = {"scope": "s", "window": "total", "day": "2026-11-21", "pico": 5, "tokens": 6}
+
+    def work(tx: Transaction) -> list[int]:
+        tx.run("change_member", back=0, **member)
+        tx.run("grant_slots", upstream="u", lane="batch", owner="o", more=3, turn=1)
+        touched = [tx.run("change_member", back=1, **member)]
+        touched += [tx.run("trip", scope="s", cause="c", actor="a", tripped=at) for at in (1, 2)]
+        return [*touched, tx.run("add_doubt", **counted), tx.run("add_doubt", **counted)]
+
+    assert await store.write(work) == [1, 1, 0, 1, 1]
+    (row,) = store.all("members_of_lane", upstream="u", lane="batch")
+    assert (row["holds"], row["wants"]) == (2, 3)
+    doubt = store.one("doubt_since", scope="s", since="2026-01-01")
+    assert doubt is not None
+    assert (doubt["pico"], doubt["tokens"]) == (10, 12)
+
+
+async def test_an_entry_with_a_nul_in_it_is_kept_verbatim_and_can_be_read(store: Store) -> None:
+    from twolane.kernel import ledger
+
+    fields = {"v": 1, "kind": "step", "step": "s", "tenant": "t", "run": "r", "cost_pico": "7"}
+    fields["reason"] = "half\x00a \\u0000 line"
+    await store.write(lambda tx: ledger.append(tx, fields))
+    row = store.one("step", step="s", tenant="t")
+    assert row is not None
+    assert (row["leaf"], row["cost_pico"], row["run"]) == (0, 7, "r")
+    assert b"half\\u0000a" in store.all("entries", first=0, count=1)[0]["leaf"]
+    await store.write(lambda tx: tx.run("set_meta", name="nul", value="a\x00b"))
+
+
+async def test_the_epoch_changes_with_the_policy_and_with_nothing_else(store: Store, open_again: Opener) -> None:
+    other, before = open_again(), store.epoch()
+    await store.write(keep("a"))
+    assert store.epoch() == before
+    await store.write(lambda tx: tx.run("trip", scope="s", cause="c", actor="a", tripped=1))
+    after = store.epoch()
+    assert after != before
+    async with asyncio.timeout(10):
+        while other.epoch() != after:
+            await asyncio.sleep(FRESH_S / 4)
 
 
 # ── two processes ──

@@ -119,6 +119,14 @@ async def gateway(folder: Path, *, route: Mapping[str, object] | None = None, **
             await kernel.aclose()
 
 
+async def test_a_gateway_that_was_taken_for_dead_says_that_it_must_start_again(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as gate:
+        await gate.kernel.presence.bury(gate.kernel.presence.name)
+        await until(lambda: gate.kernel.presence.is_buried)
+        async with gate.http.get(f"{gate.url.removesuffix('/v1')}/healthz") as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "fenced")
+
+
 def events(body: bytes) -> list[Any]:  # Any: JSON
     """The payloads of a stream."""
     assert body.endswith(b"\n\n")
@@ -298,7 +306,7 @@ async def test_leaving_the_queue_for_a_slot_leaves_nothing_behind(tmp_path: Path
 async def test_leaving_while_a_hold_is_on_its_way_leaves_no_hold(tmp_path: Path) -> None:
     async with gateway(tmp_path) as gate:
         await gate.kernel.treasury.set_budget("tenant:default", period="total", pico=PICO, tokens=None, actor="t")
-        queue = gate.kernel.store._queue  # type: ignore[attr-defined]  # to see the reservation wait there
+        queue = gate.kernel.store._writer._queue  # type: ignore[attr-defined]  # to see the reservation wait there
         is_writing, may_write = threading.Event(), threading.Event()
 
         def keep_the_writer_busy(_: Transaction) -> None:

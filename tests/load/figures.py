@@ -90,8 +90,9 @@ def contracts(path: str) -> Figures:
     }
 
 
-def steps(count: int = 20_000, concurrency: int = 64) -> Figures:
-    """Agent steps of an instant scripted upstream: reserve with intent, slot, stream, judge, settle, record, memo."""
+def steps(count: int | str = 20_000, concurrency: int | str = 64, store: str = "") -> Figures:
+    """Agent steps of an instant scripted upstream: reserve with intent, slot, stream, judge, settle, record, memo.
+    `store` is the address of another store than a new file, such as that of an empty PostgreSQL database."""
     from pydantic import BaseModel
 
     from twolane import config
@@ -101,6 +102,8 @@ def steps(count: int = 20_000, concurrency: int = 64) -> Figures:
     from twolane.domain.records import Origin
     from twolane.kernel import Kernel, ledger
     from twolane.models.rehearsal import Rehearsal
+
+    count, concurrency = int(count), int(concurrency)
 
     class Answer(BaseModel):
         value: str
@@ -112,7 +115,8 @@ def steps(count: int = 20_000, concurrency: int = 64) -> Figures:
     async def go(folder: Path) -> Figures:
         loaded = config.Config.model_validate(
             {
-                "store": f"sqlite:{folder / 'steps.db'}",
+                "store": store or f"sqlite:{folder / 'steps.db'}",
+                "keys": {"folder": str(folder / "keys")},
                 "upstream": {
                     "instant": {
                         "kind": "rehearsal",

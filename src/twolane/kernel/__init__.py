@@ -99,6 +99,7 @@ class Kernel:
         presence.on_death = kernel._inherit
         try:
             await kernel._agree_on_currency()
+            await kernel._agree_on_keys()
             await kernel._take_budgets_from_file()
             await treasury.recover()
         except BaseException:
@@ -210,6 +211,17 @@ class Kernel:
                 f"the store keeps {kept['value']}, the configuration says {self.config.currency}",
                 where="currency",
                 hint="A store keeps one currency: use another store for another one",
+            )
+
+    async def _agree_on_keys(self) -> None:
+        """Keys of another store would open nothing, and give every person and item another name."""
+        mine, kept = self.vault.keyed(b"the keys of this store")[:16], self.store.one("get_meta", name="keys")
+        if kept is None:
+            await self.store.write(lambda tx: tx.run("set_meta", name="keys", value=mine))
+        elif kept["value"] != mine:
+            raise StoreError(
+                f"the keys in {self.config.keys_folder()} belong to another store. Bring this one's from its backup, "
+                "or from another machine of it"
             )
 
     async def _take_budgets_from_file(self) -> None:

@@ -20,10 +20,11 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from twolane.domain.records import Bound
+from twolane.errors import StoreError
 from twolane.kernel.accounts import Books, Limit, Limits, spend_late
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets
-from twolane.store import Store, Transaction
+from twolane.store import AWAY_S, Store, Transaction
 
 IDLE_S = 0.4
 """An unused block goes back after this; with the poll and a commit it is in the store again within 0.5 s."""
@@ -357,6 +358,9 @@ class Blocks:
             try:
                 self._answer_others()
                 self._return_idle()
+            except StoreError as error:
+                _LOG.warning("blocks of budgets could not be looked after, trying again: %s", error)
+                await asyncio.sleep(AWAY_S)
             except Exception:  # noqa: BLE001 - money must not stay here for a failed look: look again
                 _LOG.exception("blocks of budgets could not be looked after; trying again")
             await asyncio.sleep(POLL_S)

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from twolane.errors import StoreError
 from twolane.kernel import ledger
 from twolane.kernel.slots import Slots
 from twolane.rules import lanes
 from twolane.rules.lanes import Member
 from twolane.rules.rates import WINDOW_S
-from twolane.store import Row, Store, Transaction
+from twolane.store import AWAY_S, Row, Store, Transaction
 
 POLL_S = 0.02
 """How often a process that holds or wants slots looks whether others changed theirs; a look costs microseconds."""
@@ -187,6 +188,9 @@ class Leases:
             await asyncio.sleep(POLL_S)
             try:
                 self._look()
+            except StoreError as error:
+                _LOG.warning("the leases could not be read, trying again: %s", error)
+                await asyncio.sleep(AWAY_S)
             except Exception:  # noqa: BLE001 - what is held stays in use, and what others want is seen at the next turn
                 _LOG.exception("the leases could not be read; trying again")
 

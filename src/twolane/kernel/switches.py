@@ -10,9 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from twolane.errors import SwitchTripped
+from twolane.errors import StoreError, SwitchTripped
 from twolane.kernel import ledger
-from twolane.store import Store, Transaction
+from twolane.store import AWAY_S, Store, Transaction
 
 POLL_S = 0.01
 """How often what other processes did is looked at while steps run here. Half of `store.FRESH_S`: while a gateway is at
@@ -104,6 +104,9 @@ class Switches:
             try:
                 self._refresh()
                 self._close_tripped()
+            except StoreError as error:
+                _LOG.warning("the switches could not be read, trying again: %s", error)
+                await asyncio.sleep(AWAY_S)
             except Exception:  # noqa: BLE001 - what runs must stay within reach: look again at the next turn
                 _LOG.exception("the switches could not be read; trying again")
             await asyncio.sleep(POLL_S)

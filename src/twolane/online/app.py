@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from twolane.config import Config, near
 from twolane.domain.records import Lane
-from twolane.errors import BadRequest, ConfigError, Killed, NotFound, TwolaneError, Unavailable
+from twolane.errors import BadRequest, ConfigError, Fenced, Killed, NotFound, TwolaneError, Unavailable
 from twolane.kernel import Kernel
 from twolane.online import api, wire
 from twolane.online.auth import Gate, Grant, is_loopback, list_keys
@@ -79,8 +79,10 @@ class Route:
 
 
 async def health(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
-    """GET /healthz: the process answers and its store can be read."""
+    """GET /healthz: the process answers, its store can be read, and it was not taken for dead."""
     kernel.store.version()
+    if kernel.presence.is_buried:
+        raise Fenced
     await exchange.answer(200, {"status": "ok"})
 
 

@@ -21,6 +21,9 @@ T = TypeVar("T")
 FRESH_S = 0.02
 """How old the knowledge of what other processes changed may be when something is decided on it."""
 
+AWAY_S = 0.5
+"""How long whoever polls a store that cannot be read waits before the next look."""
+
 
 class Transaction(Protocol):
     """Named questions (`queries.sql`) inside one transaction. No other process writes while it is open: what a work

@@ -20,6 +20,8 @@ GROUP = 512
 """Most works in one transaction."""
 POLICY = frozenset({"trip", "reset", "add_key", "revoke_key", "set_budget", "remove_budget"})
 """Writes after which the epoch is another one, for this process at once; triggers in the schema say so to others."""
+_POLICY_QUESTIONS = frozenset({"switches", "budget"})
+"""What only these writes can change: asked for every hold, and answered once in a group while none of them is in it."""
 
 
 class Session(Protocol):
@@ -78,16 +80,24 @@ class _Group:
         self._session = session
         self.cache: dict[str, Any] = {}  # Any: each key has its own
         self._closing: list[Callable[[], None]] = []
+        self._policy: dict[tuple[str, Value], Sequence[Row]] = {}
 
     def run(self, query: str, **values: Value) -> int:
+        if query in POLICY:
+            self._policy.clear()
         return self._session.change(query, values)
 
     def one(self, query: str, **values: Value) -> Row | None:
-        rows = self._session.ask(query, values)
+        rows = self.all(query, **values)
         return rows[0] if rows else None
 
     def all(self, query: str, **values: Value) -> Sequence[Row]:
-        return self._session.ask(query, values)
+        if query not in _POLICY_QUESTIONS:
+            return self._session.ask(query, values)
+        key = (query, values.get("scope"))
+        if key not in self._policy:
+            self._policy[key] = self._session.ask(query, values)
+        return self._policy[key]
 
     def before_commit(self, work: Callable[[], None]) -> None:
         self._closing.append(work)

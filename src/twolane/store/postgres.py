@@ -34,14 +34,15 @@ PATIENCE_S = 30.0
 that broke off."""
 FROZEN_S = 5
 """After so long without a word inside a transaction, the server ends a session: a frozen process keeps no lock."""
-CONNECT_S = 5
+CONNECT_S = 2
 GONE_S = 0.25
-"""After a failed attempt to connect the next is made so much later, by whoever asks then."""
+"""After a failed attempt to connect the next is made so much later, by whoever asks then; later still where the attempt
+itself took longer, so that a server that swallows packets takes half of a process's time at most."""
 _CLASS = 0x7477
 """The advisory lock's first half; the second is the schema's own id."""
 _DEFAULTS: dict[str, object] = {
     "connect_timeout": CONNECT_S, "application_name": "twolane",
-    "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 5_000,
 }  # fmt: skip
 
 
@@ -171,16 +172,18 @@ class _Server:
         self._secret = str(given.get("password") or "")
         self.name = f"postgresql://{given.get('host') or 'local'}/{given.get('dbname') or ''}"
         """For messages: no user, no password."""
-        self._failed = float("-inf")
+        self._not_before = float("-inf")
 
     def connect(self) -> _Connection:
         """A new connection, in autocommit."""
-        if time.monotonic() - self._failed < GONE_S:
+        began = time.monotonic()
+        if began < self._not_before:
             raise psycopg.OperationalError("the server did not answer a moment ago")
         try:
             connection = psycopg.connect(**self._parameters, autocommit=True, row_factory=dict_row)
         except psycopg.OperationalError:
-            self._failed = time.monotonic()
+            now = time.monotonic()
+            self._not_before = now + max(GONE_S, now - began)
             raise
         connection.prepare_threshold = 2
         connection.adapters.register_dumper(int, Int8Dumper)  # one type, so that a statement is prepared once
@@ -201,8 +204,9 @@ class _Server:
             raise self.explain(verb, error) from None
 
     def explain(self, verb: str, error: psycopg.Error) -> StoreError:
-        """What happened, why, what next. The driver's words never hold the password, unless a server repeats it."""
-        why = " ".join(str(error).split()) or type(error).__name__
+        """What happened, why, what next. Of the server's words the first line only: its details quote what was to be
+        kept."""
+        why = " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
         if self._secret:
             why = why.replace(self._secret, "…")
         kept = " Nothing of this was kept." if verb == "written" else ""

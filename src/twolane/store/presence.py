@@ -91,6 +91,11 @@ class Presence:
         is_silent = self._thread is not None and time.monotonic() - self._written > LOST_BEATS * self._beat_s
         return self._is_buried or is_silent
 
+    @property
+    def is_buried(self) -> bool:
+        """True once this process knows that it was taken for dead: it can only start again."""
+        return self._is_buried
+
     def is_alive(self, name: str) -> bool:
         """False where the process that took this name is dead, frozen or buried. Whoever acts on that buries it first.
 
