@@ -151,7 +151,7 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 
 def test_decisions_are_numbered_without_gaps_and_say_what_a_decision_says() -> None:
-    pages = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+    pages = sorted((REPOSITORY / "docs" / "decisions").glob("[0-9]*.md"))
     assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
     for page in pages:
         text = _read(page)
