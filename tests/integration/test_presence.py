@@ -34,6 +34,7 @@ from twolane.store.presence import DEAD_BEATS, Presence
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("each_store")]
 
 BEAT_S = 0.1
+CALL = ModelCall((Message("user", "hello"),), "", 20)
 
 
 @pytest.fixture
@@ -139,6 +140,23 @@ async def test_who_freezes_inside_a_transaction_holds_nobody_up_and_commits_noth
         assert notes(store) == ["before", "after"]
 
 
+async def test_who_was_buried_calls_nobody_any_more_even_with_money_in_its_hands(tmp_path: Path) -> None:
+    model = Rehearsal("up", reply="one two")
+    kernel = await Kernel.open(settings(tmp_path), models={"up": model}, beat_s=BEAT_S)
+    await kernel.treasury.set_budget("tenant:t", period="total", pico=10**15, tokens=None, actor="test")
+    asked = Request(Origin("t"), Lane.ONLINE, Route("up", ("up",), "test"), CALL)
+    async with kernel.door.step(asked) as answer:
+        await answer.whole()
+    await until(lambda: any(row["pico"] for row in kernel.store.all("leases")))
+    await kernel.presence.bury(kernel.presence.name)
+    await until(lambda: kernel.presence.is_buried)
+    with pytest.raises(Fenced):
+        async with kernel.door.step(asked):
+            pass
+    assert model.requests == 1
+    await kernel.aclose()
+
+
 # ── knowing it oneself ──
 
 
@@ -241,12 +259,11 @@ async def busy(folder: Path) -> None:
     kernel = await Kernel.open(
         settings(folder), models={"up": Rehearsal("up", reply="one two", token_ms=60)}, beat_s=2 * BEAT_S
     )
-    call = ModelCall((Message("user", "hello"),), "", 20)
     print(kernel.presence.name, flush=True)
 
     async def person(lane: Lane) -> None:
         while True:
-            asked = Request(Origin("t", run="r"), lane, Route("up", ("up",), "test"), call)
+            asked = Request(Origin("t", run="r"), lane, Route("up", ("up",), "test"), CALL)
             async with kernel.door.step(asked) as answer:
                 await answer.whole()
             await answer.durable()

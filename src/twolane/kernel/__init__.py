@@ -76,7 +76,7 @@ class Kernel:
         except BaseException:
             store.close()
             raise
-        switches = Switches(store)
+        switches = Switches(store, check_presence=presence.check)
         treasury = Treasury(
             store,
             currency=config.currency,
@@ -124,6 +124,8 @@ class Kernel:
                 last_first.push_async_callback(upstream.model.aclose)
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
+            for task in self._inheriting:
+                last_first.callback(task.cancel)
 
     def _inherit(self, dead: list[str]) -> None:
         """Processes were found dead: what they held comes back, and their slots with the next who lacks some."""

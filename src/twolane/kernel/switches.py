@@ -24,8 +24,9 @@ _LOG = logging.getLogger("twolane.kernel")
 class Switches:
     """The switches of one store, as one process sees them."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, *, check_presence: Callable[[], None] = lambda: None) -> None:
+        """`check_presence` raises where this process may count as dead: it must begin nothing then."""
+        self._store, self._check_presence = store, check_presence
         self._epoch = -1
         self._tripped: dict[str, str] = {}
         self._running: dict[str, tuple[frozenset[str], Callable[[str, str], None]]] = {}
@@ -36,7 +37,9 @@ class Switches:
 
         Raises:
             SwitchTripped: one of the scopes is stopped.
+            StoreError: this process may count as dead; see `Presence.check`.
         """
+        self._check_presence()
         self._refresh()
         for scope in scopes if self._tripped else ():
             if scope in self._tripped:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from twolane.errors import StoreError
+from twolane.errors import Fenced, StoreError
 from twolane.store import Store
 
 BEAT_S = 1.0
@@ -95,6 +95,21 @@ class Presence:
     def is_buried(self) -> bool:
         """True once this process knows that it was taken for dead: it can only start again."""
         return self._is_buried
+
+    def check(self) -> None:
+        """Say no while this process `is_lost`: whatever it begins now may be another's. Costs a look at a clock.
+
+        Raises:
+            Fenced: it was buried.
+            StoreError: its beat could not be written; it may go on once one is.
+        """
+        if self._is_buried:
+            raise Fenced
+        if self.is_lost:
+            raise StoreError(
+                "this process could not write to its store for so long that others may take it for dead: nothing new "
+                "begins until it can. See that the store can be written"
+            )
 
     def is_alive(self, name: str) -> bool:
         """False where the process that took this name is dead, frozen or buried. Whoever acts on that buries it first.
