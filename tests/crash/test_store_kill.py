@@ -5,22 +5,20 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import orjson
 import pytest
 
 from twolane.kernel import ledger
-from twolane.store.sqlite import SQLiteStore
+from twolane.store.opening import open_store
 
 WRITER = """
 import asyncio, sys
-from pathlib import Path
 from twolane.kernel import ledger, treasury
-from twolane.store.sqlite import SQLiteStore
+from twolane.store.opening import open_store
 
-async def main(path, life):
-    store = SQLiteStore(Path(path))
+async def main(address, life):
+    store = open_store(address)
     async def append(name):
         run = f"r{len(name) % 2}"
         fields = {"kind": "step", "run": run, "tenant": "t", "name": name, "status": "ok", "cost_pico": 3}
@@ -38,9 +36,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def live(path: Path, life: int, acknowledgements: int) -> dict[int, str]:
+def live(address: str, life: int, acknowledgements: int) -> dict[int, str]:
     """One life of a writer, ended by kill −9 after so many acknowledgements; everything it acknowledged."""
-    command = [sys.executable, "-c", WRITER, str(path), str(life)]
+    command = [sys.executable, "-c", WRITER, address, str(life)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(acknowledgements)]
@@ -51,13 +49,13 @@ def live(path: Path, life: int, acknowledgements: int) -> dict[int, str]:
     return {int(position): name.decode() for position, name in whole}
 
 
-def survive(path: Path, kills: int, seed: int) -> None:
+def survive(address: str, kills: int, seed: int) -> None:
     draw, acknowledged = random.Random(seed), dict[int, str]()
     for life in range(kills):
-        told = live(path, life, draw.randint(1, 60))
+        told = live(address, life, draw.randint(1, 60))
         assert not told.keys() & acknowledged.keys()
         acknowledged |= told
-        store = SQLiteStore(path)
+        store = open_store(address)
         verdict = ledger.verify(store)
         leaves = store.all("entries", first=0, count=10**6)
         store.close()
@@ -67,11 +65,11 @@ def survive(path: Path, kills: int, seed: int) -> None:
         assert len(set(kept.values())) == len(kept)
 
 
-def test_what_was_acknowledged_survives_a_few_kills(tmp_path: Path) -> None:
-    survive(tmp_path / "store.db", kills=5, seed=1)
+def test_what_was_acknowledged_survives_a_few_kills(address: str) -> None:
+    survive(address, kills=5, seed=1)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_what_was_acknowledged_survives_many_kills(tmp_path: Path) -> None:
-    survive(tmp_path / "store.db", kills=80, seed=2)
+def test_what_was_acknowledged_survives_many_kills(address: str) -> None:
+    survive(address, kills=80, seed=2)
