@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ app = new_app("Batch runs: forecast, start, list, show, watch, resume, kill.")
 Inputs = Annotated[list[str], typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
 Flow = Annotated[str, typer.Argument(help="a built-in flow (contract-audit) or module:function")]
 With = Annotated[list[str] | None, typer.Option("--with", help="an option of the flow: key=value, or key=@FILE")]
+INSTANTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 RunId = Annotated[str, typer.Argument(help="the run's id")]
 
 
@@ -35,6 +37,8 @@ def start(
         str | None, typer.Option(help="folder of the reports; else reports/RUN beside the store")
     ] = None,
     tenant: Annotated[str, typer.Option(help="whose run it is")] = "default",
+    priority: Annotated[int, typer.Option(help="workers take runs of a higher one first")] = 0,
+    at: Annotated[datetime | None, typer.Option(help="not before this instant, in UTC", formats=INSTANTS)] = None,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -43,10 +47,17 @@ def start(
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
             identity = await platform.start(
-                flow, inputs, budget=budget, options=_options(with_), reports=reports, tenant=tenant
+                flow,
+                inputs,
+                budget=budget,
+                options=_options(with_),
+                reports=reports,
+                tenant=tenant,
+                priority=priority,
+                due=at.replace(tzinfo=UTC) if at else None,
             )
             if wait:
-                return _show(await _work(platform, identity, is_json=is_json), is_json)
+                return _show(await _work(platform, identity, is_json=is_json, may_join=True), is_json)
             summary = platform.summary(identity)
             workers = "a worker must run: twolane work"
             emit(is_json, summary.fields(), [f"run {identity} is queued: {summary.items['total']} items; {workers}"])
@@ -98,11 +109,11 @@ def resume(
 
 @app.command(hidden=True)
 def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
-    """Work on a queued run as it is: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
+    """Work on a run beside others: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            return _show(await platform.work(identity), is_json)
+            return _show(await platform.work(identity, may_join=True, leave=_told_to_leave()), is_json)
 
     raise typer.Exit(run(go()))
 
@@ -181,16 +192,37 @@ def kill(
     run(go())
 
 
-async def _work(platform: Platform, identity: str, *, is_json: bool) -> RunSummary:
+def _told_to_leave() -> asyncio.Event:
+    """Set by SIGTERM: begin nothing new, and leave when what is under way has ended."""
+    leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
+    return leave
+
+
+@app.command()
+def pause(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
+    """Begin nothing new, and stop when what is under way has ended: nothing is cut off. `resume` goes on from there."""
+
+    async def go() -> None:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
+            answer = await platform.pause(identity)
+            lines = [f"run {identity}: {answer['status']}", f"Go on with: twolane run resume {identity}"]
+            emit(is_json, answer, lines)
+
+    run(go())
+
+
+async def _work(platform: Platform, identity: str, *, is_json: bool, may_join: bool = False) -> RunSummary:
     """Work on a run, drawing its progress where somebody watches."""
+    leave = _told_to_leave()
     if is_json or not sys.stderr.isatty():
-        return await platform.work(identity)
+        return await platform.work(identity, may_join=may_join, leave=leave)
     from twolane.cli.progress import Progress
 
     with Progress() as progress:
         follower = asyncio.ensure_future(progress.follow(platform, identity))
         try:
-            return await platform.work(identity, on_forecast=progress.forecast)
+            return await platform.work(identity, may_join=may_join, on_forecast=progress.forecast, leave=leave)
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
