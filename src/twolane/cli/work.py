@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from twolane.batch import again
 from twolane.cli.output import ConfigOption, load_config, new_app, run
 from twolane.platform import Platform
 
@@ -29,18 +30,26 @@ def work(
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
         async with await Platform.open(load_config(config)) as platform:
+            await again.be_worker(platform.kernel)
             print("worker ready", flush=True)
-            while not stop.is_set():
-                row = platform.kernel.store.one("queued_runs")
-                if row is not None:
-                    code = await _run(row["id"], config, stop)
-                    await platform.give_up(row["id"], f"its worker ended with {code} before it began")
-                elif once:
-                    return
-                else:
-                    await _pause(stop)
+            try:
+                await _take(platform, stop, once=once, config=config)
+            finally:
+                await again.leave_work(platform.kernel)
 
     run(go())
+
+
+async def _take(platform: Platform, stop: asyncio.Event, *, once: bool, config: str | None) -> None:
+    while not stop.is_set():
+        row = platform.kernel.store.one("queued_runs")
+        if row is not None:
+            code = await _run(row["id"], config, stop)
+            await platform.give_up(row["id"], f"its worker ended with {code} before it began")
+        elif once:
+            return
+        else:
+            await _pause(stop)
 
 
 async def _run(identity: str, config: str | None, stop: asyncio.Event) -> int:
