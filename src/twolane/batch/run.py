@@ -40,6 +40,9 @@ log = logging.getLogger("twolane.batch")
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
+KINDS = ("handoff", "document", "request", "upstream", "budget", "workflow")
+"""What sends an item to quarantine."""
+
 SLICE = 100
 """Items written in one transaction."""
 
@@ -293,16 +296,23 @@ def item(kernel: Kernel, run: str, name: str) -> Row:
     return row
 
 
+def status_of(kernel: Kernel, row: Row) -> str:
+    """A run's status: one whose process died while it ran is stopped, whatever its row still says."""
+    if row["status"] == "running" and not kernel.presence.is_alive(row["owner"]):
+        return "stopped"
+    return str(row["status"])
+
+
 def summary(kernel: Kernel, run: str) -> RunSummary:
     """What is known of a run now, read from its roll-ups."""
     row = find(kernel, run)
     counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
     totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
-    status, reason, seconds = row["status"], row["reason"], row["seconds"]
-    if status == "running" and kernel.presence.is_alive(row["owner"]):
+    status, reason, seconds = status_of(kernel, row), row["reason"], row["seconds"]
+    if status == "running":
         seconds += max(0.0, time.time() - row["began"] / 1e6)
-    elif status == "running":
-        status, reason = "stopped", "interrupted: its worker is gone"
+    elif row["status"] == "running":
+        reason = "interrupted: its worker is gone"
     return RunSummary(
         run=run,
         flow=row["flow"],
