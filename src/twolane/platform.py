@@ -19,7 +19,10 @@ from types import TracebackType
 from typing import Self
 
 from twolane import config as configuration
+from twolane.batch import again
+from twolane.batch import plan as plans
 from twolane.batch import run as runs
+from twolane.batch.plan import Plan
 from twolane.batch.run import RunSummary
 from twolane.batch.worker import Worker
 from twolane.batch.workflow import Workflow
@@ -139,13 +142,72 @@ class Platform:
         run = await self.start(flow, inputs, budget=budget, options=options)
         return await self.work(run, flow=flow if isinstance(flow, Workflow) else None)
 
-    async def prepare_resume(self, run: str, *, quarantined: bool = False) -> None:
-        """Make a run ready to go on: its own switch is reset, and with `quarantined` its refused items are queued
-        again."""
-        runs.find(self.kernel, run)
-        await self.kernel.switches.reset(f"run:{run}", cause="resumed", actor="run resume")
-        if quarantined:
-            await self.kernel.store.write(lambda tx: tx.run("requeue_items", run=run))
+    async def prepare_resume(
+        self, run: str, *, quarantined: bool = False, from_agent: str | None = None, is_queued: bool = False
+    ) -> None:
+        """Make a run ready to go on: its own switch is reset; with `quarantined` its refused items are queued again;
+        `from_agent` and what depends on it are asked again; `is_queued` leaves it to a worker.
+
+        Raises:
+            ConfigError: somebody works on it.
+            NotFound: the agent never answered in this run.
+        """
+        await again.resume(self.kernel, run, again.Resumption(quarantined, from_agent, is_queued))
+
+    async def fork(
+        self,
+        run: str,
+        *,
+        from_agent: str | None = None,
+        options: Mapping[str, str] | None = None,
+        budget: str | None = None,
+        flow: Workflow | None = None,
+    ) -> str:
+        """A new run over the same items, with options changed and what was answered before reused; its id. Without a
+        budget it has the first run's limit, for itself.
+
+        Raises:
+            NotFound: there is no such run, or `from_agent` never answered in it.
+            UsageError: an option or the budget is wrong; nothing was written.
+        """
+        row = runs.find(self.kernel, run)
+        workflow = flow or runs.load_flow(row["flow"], self._folder())
+        changed = _read_options(options or {})
+        _check_options(workflow, {**runs.options_of(row)["with"], **changed})
+        pico = None if budget is None else _budget(budget, self.kernel.config.currency)
+        return await again.fork(self.kernel, run, workflow, from_agent=from_agent, options=changed, budget_pico=pico)
+
+    async def plan(
+        self,
+        flow: str | Workflow,
+        inputs: Sequence[Input],
+        *,
+        options: Mapping[str, str] | None = None,
+        tenant: str = TENANT,
+    ) -> Plan:
+        """What a run over these would call, reuse and pay. Nothing is written, and nothing called.
+
+        Raises:
+            UsageError: the flow, an input or an option is wrong.
+        """
+        name, workflow = self._flow(flow)
+        options = _read_options(options or {})
+        _check_options(workflow, options)
+        return await plans.plan_sources(
+            self.kernel, name, workflow, read_sources(inputs), options=options, tenant=tenant
+        )
+
+    async def plan_run(
+        self, run: str, *, quarantined: bool = False, from_agent: str | None = None, flow: Workflow | None = None
+    ) -> Plan:
+        """What today's code would call for the items of a run; only those in quarantine, or as if `from_agent` were
+        asked again.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        workflow = flow or runs.load_flow(runs.find(self.kernel, run)["flow"], self._folder())
+        return await plans.plan_run(self.kernel, workflow, run, plans.Over(quarantined, from_agent))
 
     async def give_up(self, run: str, reason: str) -> None:
         """A run that no worker of ours can begin, or that kills each of them, would be taken again for ever: it has

@@ -7,25 +7,19 @@ else asked of a model, judged against its schema, and kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
-from pydantic import BaseModel
-
+from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.workflow import Agent, P, Prompt, R
-from twolane.domain.canonical import commitment
 from twolane.domain.completion import Completion
 from twolane.domain.document import Document
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
-from twolane.domain.schema import judge, revive
+from twolane.domain.schema import judge
 from twolane.errors import HandoffRefused, Problem, UpstreamError
 from twolane.kernel import Kernel, Request, Settled
-from twolane.rules.fingerprint import fingerprint
-from twolane.store import Row, Transaction
-from twolane.store.vault import seal, unseal
 
 
 class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an error; user code must not catch it
@@ -36,14 +30,13 @@ class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an err
         super().__init__(agent_name)
 
 
-@dataclass(frozen=True)
-class _Memo:
-    """A stored output with what it once cost."""
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """While planning: a step that a run would have to call, and why."""
 
-    value: BaseModel
-    body: bytes
-    step: str
-    figures: dict[str, int | None]
+    agent: str
+    why: str
+    request: Request
 
 
 @dataclass
@@ -73,6 +66,8 @@ class Item:
         source: Document | None,
         *,
         options: Mapping[str, str],
+        steer: Steer | None = None,
+        draws: str = "",
         is_plan: bool = False,
     ) -> None:
         self.name = origin.item
@@ -80,20 +75,28 @@ class Item:
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
+        self.hits: list[str] = []
+        """Agents whose steps were answered from a memo, in order."""
+        self.misses: list[Miss] = []
+        """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
+        self._memos = Memos(kernel, subject, self._sources())
+        self._steer, self._draws = steer or Steer(), draws or origin.run
         self._is_plan = is_plan
         self._flights: dict[str, _Flight] = {}
 
     async def __call__(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Perform an agent; identical calls in flight are made once."""
         prompt = agent.prompt(*args, **kwargs)
-        key = self._fingerprint(agent, prompt)
+        sought = self._seek(agent, prompt, args, kwargs)
+        key = sought.key
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, key)))
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, sought)))
         flight.waiting += 1
         try:
             value: R = await asyncio.shield(flight.task)
+            self._memos.made(value, agent.name)
             return value
         finally:
             flight.waiting -= 1
@@ -104,22 +107,16 @@ class Item:
                     flight.task.cancel()
                     await asyncio.wait([flight.task])
 
-    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt) -> str:
-        drawn = f"{self._origin.run}/{self._origin.item}/" if prompt.temperature > 0 else ""
-        try:
-            asked = fingerprint(
-                tenant=self._origin.tenant,
-                agent=agent.name,
-                messages=prompt.messages(),
-                schema=agent.schema(),
-                candidates=self._kernel.candidates(agent.route),
-                max_tokens=prompt.max_tokens or 0,
-                temperature=prompt.temperature,
-                sample=f"{drawn}{prompt.sample}",
-            )
-        except ValueError as error:
-            raise HandoffRefused(agent.name, [Problem("", f"its prompt cannot be written as JSON: {error}")]) from None
-        return self._kernel.vault.keyed(asked)
+    def _seek(
+        self,
+        agent: Agent[..., Any],
+        prompt: Prompt,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Sought:
+        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(agent.name, "")
+        given = Given(tuple(args), dict(kwargs or {}))
+        return self._memos.seek(agent, prompt, given, tenant=self._origin.tenant, drawn=drawn, again=again)
 
     async def come_to_rest(self) -> None:
         """Wait for calls that the workflow began and then left alone, as `asyncio.gather` does when one of its own
@@ -128,15 +125,20 @@ class Item:
             await asyncio.wait(flights)
             await asyncio.sleep(0)
 
-    async def _perform(self, agent: Agent[..., R], prompt: Prompt, key: str) -> R:
-        memo = self._memo(agent, key)
+    async def _perform(self, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> R:
+        memo, other = self._memos.find(sought), self._steer.route(agent.name)
+        if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
+            sought = sought.on(other, self._kernel)
+            memo, agent = self._memos.find(sought), sought.agent
         request = self._request(agent, prompt)
         if memo is not None:
+            self.hits.append(agent.name)
             if not self._is_plan:
                 self._kernel.switches.check(request.origin.scopes())
-                self._reuse(memo, request)
+                self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
+            self.misses.append(Miss(agent.name, self._memos.why(sought), request))
             raise NeedsCall(agent.name)
         problems: Sequence[Problem] = ()
         spent = 0
@@ -144,7 +146,7 @@ class Item:
             if round_number:
                 request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
             within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
-            value, problems, settled = await self._ask(agent, within, key)
+            value, problems, settled = await self._ask(agent, within, sought)
             spent += settled.pico or 0
             if value is not None:
                 return value
@@ -161,7 +163,7 @@ class Item:
         )
 
     async def _ask(
-        self, agent: Agent[..., R], request: Request, key: str
+        self, agent: Agent[..., R], request: Request, sought: Sought
     ) -> tuple[R | None, Sequence[Problem], Settled]:
         """One attempt at the upstream, judged before it is settled, so that all of it commits together. An answer that
         breaks off halfway has reached nobody here: it is asked for again, as often as the upstream's `retries` say."""
@@ -179,7 +181,7 @@ class Item:
                         answer.status, answer.reason = Status.REFUSED, _where(problems)
                         self.refused_replies[agent.name] = completion.text
                     else:
-                        answer.also = self._keep(judged.body, key)
+                        answer.also = self._memos.keep(sought, judged.body)
                 return judged.value, problems, await answer.durable()
             except UpstreamError as error:
                 if retries == 0 or not has_begun or not error.retryable:
@@ -189,44 +191,6 @@ class Item:
 
     def _sources(self) -> Sequence[Document]:
         return (self._source,) if self._source is not None else ()
-
-    def _keep(self, body: bytes, key: str) -> Callable[[Transaction, Settled], None]:
-        """What the step commits beside its record: the accepted reply and the memo. The reply and not the value made
-        from it, so that reading it again goes the same way: aliases, converters and all."""
-        sealed = seal(self._subject, body)
-
-        def also(tx: Transaction, settled: Settled) -> None:
-            usage = settled.usage
-            tx.run(
-                "add_memo",
-                fingerprint=key,
-                subject=self._subject.id,
-                body=tx.run("add_body", subject=self._subject.id, sealed=sealed),
-                step=settled.step,
-                input_tokens=usage.input_tokens if usage else 0,
-                output_tokens=usage.output_tokens if usage else 0,
-                cost_pico=settled.pico,
-                total_us=settled.total_us,
-            )
-
-        return also
-
-    def _memo(self, agent: Agent[..., R], key: str) -> _Memo | None:
-        """The stored output, judged again: a validator may have been tightened since."""
-        row = self._kernel.store.one("memo", fingerprint=key)
-        if row is None:
-            return None
-        body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        judged = revive(orjson.loads(body), agent.returns, self._sources())
-        return None if judged.value is None else _Memo(judged.value, body, row["step"], _figures(row))
-
-    def _reuse(self, memo: _Memo, request: Request) -> None:
-        """An entry that points at the step that paid. Nobody waits for it: the item's own end is written after it."""
-        digest = commitment(self._subject.salt, memo.body)
-        recorded = self._kernel.store.submit(
-            lambda tx: self._kernel.door.reuse(tx, request, of_step=memo.step, output_digest=digest)
-        )
-        recorded.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
 def _within(request: Request, agent: Agent[..., Any], *, spent_pico: int, currency: str) -> Request:
@@ -250,7 +214,3 @@ def _repaired(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:
 
 def _why_cut(completion: Completion) -> tuple[Problem, ...]:
     return (Problem("", f"the reply was cut off at max_tokens, after {len(completion.text):,} characters"),)
-
-
-def _figures(row: Row) -> dict[str, int | None]:
-    return {name: row[name] for name in ("input_tokens", "output_tokens", "cost_pico", "total_us")}

@@ -13,8 +13,6 @@ from twolane.batch import reports
 from twolane.batch import run as runs
 from twolane.batch.item import Item
 from twolane.batch.workflow import Workflow
-from twolane.domain.document import Document
-from twolane.domain.records import Origin
 from twolane.errors import (
     BadRequest,
     BudgetExceeded,
@@ -30,7 +28,7 @@ from twolane.errors import (
 )
 from twolane.kernel import Kernel, ledger
 from twolane.store import Row, Transaction
-from twolane.store.vault import seal, unseal
+from twolane.store.vault import seal
 
 log = logging.getLogger("twolane.batch")
 
@@ -147,15 +145,7 @@ class Items:
 
     def flow_of(self, row: Row, *, is_plan: bool = False) -> tuple[Item, Any]:  # Any: the flow's own awaitable
         """An item's `do`, and its workflow ready to be awaited. With `is_plan` nothing is called: see `NeedsCall`."""
-        kernel, run = self._kernel, runs.find(self._kernel, self._run_id)
-        body = kernel.store.one("body", id=row["source"])
-        assert body is not None, "a queued item has its source"
-        subject = kernel.vault.subject(body, column="subject")
-        value = runs.revive_input(self._flow, row["name"], unseal(subject, bytes(body["sealed"])))
-        origin = Origin(run["tenant"], run["workflow"], self._run_id, row["name"])
-        source = value if isinstance(value, Document) else None
-        item = Item(kernel, origin, subject, source, options=runs.options_of(run)["with"], is_plan=is_plan)
-        return item, self._flow.function(value, item)
+        return runs.open_item(self._kernel, self._flow, runs.find(self._kernel, self._run_id), row, is_plan=is_plan)
 
     async def _finish(self, row: Row, value: Any) -> None:  # Any: the workflow's own model
         if not isinstance(value, self._flow.returns):
@@ -194,9 +184,8 @@ class Items:
         def work(tx: Transaction) -> None:
             body = None if reply is None else tx.run("add_body", subject=subject.id, sealed=reply)
             kept = runs.keep_problems(tx, subject, problems)
-            tx.run(
-                "quarantine_item", run=self._run_id, position=row["position"], agent=agent, problems=kept, reply=body
-            )
+            place = {"run": self._run_id, "position": row["position"]}
+            tx.run("quarantine_item", **place, agent=agent, problems=kept, reply=body, kind=_kind(error))
             now_us = ledger.now_us()
             ledger.append(
                 tx, runs.handoff_entry(self._run_id, tenant, subject.id, agent or "workflow", problems, now_us)
@@ -226,6 +215,22 @@ def is_ours(error: BaseException) -> bool:
     """Whether this ends our own task; a workflow may also raise a CancelledError that nobody sent."""
     task = asyncio.current_task()
     return not isinstance(error, asyncio.CancelledError) or (task is not None and task.cancelling() > 0)
+
+
+def _kind(error: Exception) -> str:
+    """What sends an item to quarantine, for whoever releases all of one kind."""
+    match error:
+        case HandoffRefused():
+            return "handoff"
+        case DocumentRefused():
+            return "document"
+        case BudgetExceeded():
+            return "budget"
+        case UpstreamError():
+            return "upstream"
+        case Refused():
+            return "request"
+    return "workflow"
 
 
 def _sentence(error: Exception) -> str:

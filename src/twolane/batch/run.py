@@ -22,21 +22,26 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from twolane.batch.item import Item
+from twolane.batch.memo import Steer
 from twolane.batch.workflow import Workflow
 from twolane.config import near
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
-from twolane.domain.records import Subject
+from twolane.domain.records import Origin, Subject
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.knowledge.ingest import Source
 from twolane.store import Row, Transaction
-from twolane.store.vault import seal
+from twolane.store.vault import seal, unseal
 
 log = logging.getLogger("twolane.batch")
 
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
+
+KINDS = ("handoff", "document", "request", "upstream", "budget", "workflow")
+"""What sends an item to quarantine."""
 
 SLICE = 100
 """Items written in one transaction."""
@@ -129,6 +134,36 @@ def revive_input(flow: Workflow, name: str, body: bytes) -> Any:  # Any: what th
     return flow.takes.model_validate(value)  # type: ignore[union-attr]  # the other kind is a pydantic model
 
 
+def open_item(
+    kernel: Kernel, flow: Workflow, run: Row, row: Row, *, is_plan: bool = False, steer: Steer | None = None
+) -> tuple[Item, Any]:  # Any: the flow's own awaitable
+    """An item of a run about to be worked on, or only walked: its `do`, and what to await. `steer` None is what people
+    decided about it."""
+    body = kernel.store.one("body", id=row["source"])
+    assert body is not None, "a queued item has its source"
+    subject = kernel.vault.subject(body, column="subject")
+    value = revive_input(flow, row["name"], unseal(subject, bytes(body["sealed"])))
+    options = options_of(run)
+    item = Item(
+        kernel,
+        Origin(run["tenant"], run["workflow"], run["id"], row["name"]),
+        subject,
+        value if isinstance(value, Document) else None,
+        options=options["with"],
+        steer=steer or steer_of(kernel, run["id"], row["name"]),
+        draws=options.get("draws", ""),
+        is_plan=is_plan,
+    )
+    return item, flow.function(value, item)
+
+
+def steer_of(kernel: Kernel, run: str, item: str) -> Steer:
+    """What people decided about an item's steps; what is said of the item itself wins over what is said of all."""
+    rows = kernel.store.all("steered", run=run, item=item)
+    again = {row["agent"]: row["again"] for row in rows if row["again"]}
+    return Steer(again, {row["agent"]: row["route"] for row in rows if row["route"]})
+
+
 async def create(
     kernel: Kernel,
     *,
@@ -208,6 +243,7 @@ def _add_items(
             source=None if body is None else tx.run("add_body", subject=subject.id, sealed=seal(subject, body)),
             status="quarantined" if problem else "queued",
             problems=keep_problems(tx, subject, [problem]) if problem else None,
+            kind="document" if problem else "",
         )
         if problem:
             now_us = ledger.now_us()
@@ -270,18 +306,26 @@ def item(kernel: Kernel, run: str, name: str) -> Row:
     return row
 
 
+def status_of(kernel: Kernel, row: Row) -> str:
+    """A run's status: one whose process died while it ran is stopped, and one that its worker left is queued, whatever
+    the row still says."""
+    if row["status"] == "running" and not kernel.presence.is_alive(row["owner"]):
+        return "stopped" if row["owner"] else "queued"
+    return str(row["status"])
+
+
 def summary(kernel: Kernel, run: str) -> RunSummary:
     """What is known of a run now, read from its roll-ups."""
     row = find(kernel, run)
     counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
     totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
-    status, reason, seconds = row["status"], row["reason"], row["seconds"]
-    if status == "running" and kernel.presence.is_alive(row["owner"]):
+    status, reason, seconds = status_of(kernel, row), row["reason"], row["seconds"]
+    if status == "running":
         seconds += max(0.0, time.time() - row["began"] / 1e6)
-    elif status == "running" and not row["owner"]:
-        status, reason = "queued", "its worker has left: it waits for another one"
-    elif status == "running":
-        status, reason = "stopped", "interrupted: its worker is gone"
+    elif row["status"] == "running" and not row["owner"]:
+        reason = "its worker has left: it waits for another one"
+    elif row["status"] == "running":
+        reason = "interrupted: its worker is gone"
     return RunSummary(
         run=run,
         flow=row["flow"],

@@ -264,6 +264,8 @@ class Worker:
 
     async def _work(self, chunk: Chunk) -> str:
         """One chunk: its items that are still queued."""
+        if chunk.attempt != runs.find(self.kernel, self.run_id)["attempt"]:
+            return "left over"  # its items are in the chunks of a newer attempt
         queued = self._queued_of(chunk)
         if len(queued) == 1 and chunk.deaths >= SUSPECT:
             await self._items.work_alone(queued[0])

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from twolane.batch import again
 from twolane.batch.worker import CHUNK
 from twolane.cli.output import ConfigOption, load_config, new_app, run
 from twolane.kernel import ledger
@@ -42,8 +43,12 @@ def work(
             crew = _Crew(platform, config, runs)
             for name in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(name, crew.leave)
+            await again.be_worker(platform.kernel)
             print("worker ready", flush=True)
-            await crew.work(once=once)
+            try:
+                await crew.work(once=once)
+            finally:
+                await again.leave_work(platform.kernel)
 
     run(go())
 
