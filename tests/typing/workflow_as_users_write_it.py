@@ -56,7 +56,9 @@ async def audit(contract: Document, do: Item) -> Findings:
 
 
 async def use() -> None:
-    assert_type(audit, Workflow)
+    assert_type(audit, Workflow[[Document], Findings])
+    flow: Workflow = audit
+    assert flow is audit
     plans: Agent[[Document], Plan] = planner
     assert_type(plans(Document("a", "text")), Prompt)
     assert_type(planner(Document("a", "text")), Prompt)

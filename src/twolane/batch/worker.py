@@ -19,7 +19,7 @@ import orjson
 
 from twolane.batch import reports
 from twolane.batch import run as runs
-from twolane.batch.item import Item
+from twolane.batch.item import Common, Item
 from twolane.batch.workflow import Workflow
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
@@ -73,6 +73,10 @@ class Worker:
     on_forecast: Callable[[dict[str, object]], None] | None = None
     _stop: Stop | None = None
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_IN_FLIGHT))
+    _common: Common = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._common = Common(self.kernel)
 
     async def run(self) -> None:
         """Take the run, work, end it.
@@ -97,6 +101,7 @@ class Worker:
             self._halt(Stop(STOPPED, f"interrupted: {error or type(error).__name__}"))
             raise
         finally:
+            await self._common.aclose()
             await self._end(time.monotonic() - began)
 
     async def _take(self) -> int:
@@ -321,7 +326,8 @@ class Worker:
         value = runs.revive_input(self.flow, row["name"], unseal(subject, bytes(body["sealed"])))
         origin = Origin(run["tenant"], run["workflow"], self.run_id, row["name"])
         source = value if isinstance(value, Document) else None
-        item = Item(kernel, origin, subject, source, options=runs.options_of(run)["with"], is_plan=is_plan)
+        options, common = runs.options_of(run)["with"], self._common
+        item = Item(kernel, origin, subject, source, options=options, is_plan=is_plan, common=common)
         return item, self.flow.function(value, item)
 
     async def _finish(self, row: Row, value: Any) -> None:  # Any: the workflow's own model
