@@ -20,6 +20,7 @@ import orjson
 from twolane.batch import reports
 from twolane.batch import run as runs
 from twolane.batch.item import Common, Item
+from twolane.batch.reduce import first_of, reduce
 from twolane.batch.workflow import Workflow
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
@@ -142,6 +143,8 @@ class Worker:
                 return
             if self._left():
                 attempt = await self.kernel.store.write(self._next_attempt)
+        if reason := await reduce(self.kernel, self.flow, self.run_id):
+            self._halt(Stop(STOPPED, reason))
 
     def _next_attempt(self, tx: Transaction) -> int:
         tx.run("next_attempt", id=self.run_id, owner=self.kernel.presence.name)
@@ -288,7 +291,7 @@ class Worker:
                     raise
                 await self._quarantine(row, item, RuntimeError("the workflow cancelled itself"))
             except BaseException as error:  # noqa: BLE001 - also Killed, and groups of these from a workflow's own tasks
-                await self._conclude(row, item, _first(error))
+                await self._conclude(row, item, first_of(error))
             if item is not None:
                 await item.come_to_rest()
 
@@ -380,14 +383,6 @@ class Worker:
         """The first reason counts; nothing new begins."""
         if self._stop is None:
             self._stop = stop
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first failure inside groups; a switch or a budget among them comes before the rest."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [_first(each) for each in error.exceptions]
-    return next((leaf for leaf in leaves if isinstance(leaf, Killed | Refused)), leaves[0])
 
 
 def _is_ours(error: BaseException) -> bool:
