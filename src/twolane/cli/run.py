@@ -14,11 +14,17 @@ from twolane.batch.run import RunSummary
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, table
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
+from twolane.knowledge.ingest import Input
+from twolane.knowledge.query import Query
 from twolane.platform import Platform
 
 app = new_app("Batch runs: forecast, start, list, show, watch, resume, kill.")
 
-Inputs = Annotated[list[str], typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Inputs = Annotated[list[str] | None, typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Sql = Annotated[str | None, typer.Option(help="rows of a database as inputs: a SELECT that gives an id for each")]
+Database = Annotated[
+    str | None, typer.Option(help="where --sql asks: sqlite:PATH, postgresql://HOST/NAME, or env:NAME that holds it")
+]
 Flow = Annotated[str, typer.Argument(help="a built-in flow (contract-audit) or module:function")]
 With = Annotated[list[str] | None, typer.Option("--with", help="an option of the flow: key=value, or key=@FILE")]
 RunId = Annotated[str, typer.Argument(help="the run's id")]
@@ -27,7 +33,9 @@ RunId = Annotated[str, typer.Argument(help="the run's id")]
 @app.command()
 def start(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the run may spend, like '$5'")] = None,
     with_: With = None,
     wait: Annotated[bool, typer.Option("--wait", help="work on it here and now, until it ends")] = False,
@@ -43,7 +51,12 @@ def start(
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
             identity = await platform.start(
-                flow, inputs, budget=budget, options=_options(with_), reports=reports, tenant=tenant
+                flow,
+                _inputs(inputs, sql, database),
+                budget=budget,
+                options=_options(with_),
+                reports=reports,
+                tenant=tenant,
             )
             if wait:
                 return _show(await _work(platform, identity, is_json=is_json), is_json)
@@ -58,7 +71,9 @@ def start(
 @app.command()
 def forecast(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the pilot may spend")] = None,
     with_: With = None,
     config: ConfigOption = None,
@@ -68,7 +83,9 @@ def forecast(
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            identity = await platform.start(flow, inputs, budget=budget, options=_options(with_))
+            identity = await platform.start(
+                flow, _inputs(inputs, sql, database), budget=budget, options=_options(with_)
+            )
             summary = await platform.work(identity, pilot_only=True)
             if summary.forecast is None:
                 return _show(summary, is_json)
@@ -257,6 +274,12 @@ def forecast_lines(said: Mapping[str, object]) -> list[str]:
 def _short(amount: str) -> str:
     whole, _, digits = amount.partition(".")
     return f"{whole}.{digits[:6]}"
+
+
+def _inputs(paths: list[str] | None, sql: str | None, database: str | None) -> list[Input]:
+    if (sql is None) != (database is None):
+        raise UsageError("--sql and --database belong together: what to ask, and where")
+    return [*(paths or ()), *([Query(sql, database)] if sql is not None and database is not None else ())]
 
 
 def _options(pairs: list[str] | None) -> dict[str, str]:
