@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from twolane.batch.item import Item
+from twolane.batch.item import Common, Item
 from twolane.batch.memo import Steer
 from twolane.batch.workflow import Workflow
 from twolane.config import near
@@ -135,7 +135,14 @@ def revive_input(flow: Workflow, name: str, body: bytes) -> Any:  # Any: what th
 
 
 def open_item(
-    kernel: Kernel, flow: Workflow, run: Row, row: Row, *, is_plan: bool = False, steer: Steer | None = None
+    kernel: Kernel,
+    flow: Workflow,
+    run: Row,
+    row: Row,
+    *,
+    is_plan: bool = False,
+    steer: Steer | None = None,
+    common: Common | None = None,
 ) -> tuple[Item, Any]:  # Any: the flow's own awaitable
     """An item of a run about to be worked on, or only walked: its `do`, and what to await. `steer` None is what people
     decided about it."""
@@ -153,6 +160,7 @@ def open_item(
         steer=steer or steer_of(kernel, run["id"], row["name"]),
         draws=options.get("draws", ""),
         is_plan=is_plan,
+        common=common,
     )
     return item, flow.function(value, item)
 

@@ -18,11 +18,17 @@ from twolane.cli.lines import diff_lines, forecast_lines, plan_lines, summary_li
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, table
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
+from twolane.knowledge.ingest import Input
+from twolane.knowledge.query import Query
 from twolane.platform import Platform
 
 app = new_app("Batch runs: forecast, plan, start, list, show, watch, resume, fork, diff, kill.")
 
-Inputs = Annotated[list[str], typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Inputs = Annotated[list[str] | None, typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Sql = Annotated[str | None, typer.Option(help="rows of a database as inputs: a SELECT that gives an id for each")]
+Database = Annotated[
+    str | None, typer.Option(help="where --sql asks: sqlite:PATH, postgresql://HOST/NAME, or env:NAME that holds it")
+]
 Flow = Annotated[str, typer.Argument(help="a built-in flow (contract-audit) or module:function")]
 With = Annotated[list[str] | None, typer.Option("--with", help="an option of the flow: key=value, or key=@FILE")]
 INSTANTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
@@ -32,7 +38,9 @@ RunId = Annotated[str, typer.Argument(help="the run's id")]
 @app.command()
 def start(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the run may spend, like '$5'")] = None,
     with_: With = None,
     wait: Annotated[bool, typer.Option("--wait", help="work on it here and now, until it ends")] = False,
@@ -51,7 +59,7 @@ def start(
         async with await Platform.open(load_config(config)) as platform:
             identity = await platform.start(
                 flow,
-                inputs,
+                _inputs(inputs, sql, database),
                 budget=budget,
                 options=_options(with_),
                 reports=reports,
@@ -69,7 +77,9 @@ def start(
 @app.command()
 def forecast(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the pilot may spend")] = None,
     with_: With = None,
     config: ConfigOption = None,
@@ -79,7 +89,9 @@ def forecast(
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            identity = await platform.start(flow, inputs, budget=budget, options=_options(with_))
+            identity = await platform.start(
+                flow, _inputs(inputs, sql, database), budget=budget, options=_options(with_)
+            )
             summary = await platform.work(identity, pilot_only=True)
             if summary.forecast is None:
                 return _show(summary, is_json)
@@ -332,6 +344,12 @@ def _show_queued(platform: Platform, identity: str, is_json: bool) -> int:
     line = f"run {identity} is queued: {summary.items['total']} items; {who}"
     emit(is_json, {**summary.fields(), "worker": is_there}, [line])
     return 0
+
+
+def _inputs(paths: list[str] | None, sql: str | None, database: str | None) -> list[Input]:
+    if (sql is None) != (database is None):
+        raise UsageError("--sql and --database belong together: what to ask, and where")
+    return [*(paths or ()), *([Query(sql, database)] if sql is not None and database is not None else ())]
 
 
 def _options(pairs: list[str] | None) -> dict[str, str]:
