@@ -14,14 +14,13 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
+from twolane.batch.handoff import Handoff
 from twolane.batch.workflow import Agent, P, Prompt, R
 from twolane.domain.canonical import commitment
-from twolane.domain.completion import Completion
 from twolane.domain.document import Document
-from twolane.domain.money import Money
-from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
-from twolane.domain.schema import judge, revive
-from twolane.errors import HandoffRefused, Problem, UpstreamError
+from twolane.domain.records import Lane, ModelCall, Origin, Subject
+from twolane.domain.schema import revive
+from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Kernel, Request, Settled
 from twolane.rules.fingerprint import fingerprint
 from twolane.store import Row, Transaction
@@ -80,17 +79,20 @@ class Item:
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
+        self._is_given_up = False
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
         self._is_plan = is_plan
         self._flights: dict[str, _Flight] = {}
 
     async def __call__(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Perform an agent; identical calls in flight are made once."""
-        prompt = agent.prompt(*args, **kwargs)
+        if self._is_given_up:  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+            await asyncio.get_running_loop().create_future()
+        prompt, check = agent(*args, **kwargs), agent.check_with(*args, **kwargs)
         key = self._fingerprint(agent, prompt)
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, key)))
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, check, key)))
         flight.waiting += 1
         try:
             value: R = await asyncio.shield(flight.task)
@@ -128,8 +130,13 @@ class Item:
             await asyncio.wait(flights)
             await asyncio.sleep(0)
 
-    async def _perform(self, agent: Agent[..., R], prompt: Prompt, key: str) -> R:
-        memo = self._memo(agent, key)
+    def give_up(self) -> None:
+        """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
+        self._is_given_up = True
+
+    async def _perform(self, agent: Agent[..., R], prompt: Prompt, check: Callable[[R], object] | None, key: str) -> R:
+        sources = prompt.sources(self._source)
+        memo = self._memo(agent, sources, check, key)
         request = self._request(agent, prompt)
         if memo is not None:
             if not self._is_plan:
@@ -138,17 +145,16 @@ class Item:
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
             raise NeedsCall(agent.name)
-        problems: Sequence[Problem] = ()
-        spent = 0
-        for round_number in range(agent.repairs + 1):
-            if round_number:
-                request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
-            within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
-            value, problems, settled = await self._ask(agent, within, key)
-            spent += settled.pico or 0
-            if value is not None:
-                return value
-        raise HandoffRefused(agent.name, problems)
+        return await Handoff(
+            self._kernel,
+            agent,
+            prompt,
+            request=lambda prompt: self._request(agent, prompt),
+            sources=sources,
+            check=check,
+            keep=lambda body: self._keep(body, key),
+            refused_replies=self.refused_replies,
+        ).reply()
 
     def _request(self, agent: Agent[..., Any], prompt: Prompt) -> Request:
         origin = replace(self._origin, agent=agent.name)
@@ -159,36 +165,6 @@ class Item:
             call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
-
-    async def _ask(
-        self, agent: Agent[..., R], request: Request, key: str
-    ) -> tuple[R | None, Sequence[Problem], Settled]:
-        """One attempt at the upstream, judged before it is settled, so that all of it commits together. An answer that
-        breaks off halfway has reached nobody here: it is asked for again, as often as the upstream's `retries` say."""
-        retries = self._kernel.upstreams[request.route.upstreams[0]].retries
-        while True:
-            has_begun = False  # until then the door makes the further attempts
-            try:
-                async with self._kernel.door.step(request) as answer:
-                    has_begun = True
-                    completion = await answer.whole()
-                    judged = judge(completion.text, agent.returns, self._sources())
-                    problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
-                    problems = problems or judged.problems
-                    if judged.value is None:
-                        answer.status, answer.reason = Status.REFUSED, _where(problems)
-                        self.refused_replies[agent.name] = completion.text
-                    else:
-                        answer.also = self._keep(judged.body, key)
-                return judged.value, problems, await answer.durable()
-            except UpstreamError as error:
-                if retries == 0 or not has_begun or not error.retryable:
-                    raise
-                retries -= 1
-                request = replace(request, attempt=request.attempt + 1)
-
-    def _sources(self) -> Sequence[Document]:
-        return (self._source,) if self._source is not None else ()
 
     def _keep(self, body: bytes, key: str) -> Callable[[Transaction, Settled], None]:
         """What the step commits beside its record: the accepted reply and the memo. The reply and not the value made
@@ -211,13 +187,15 @@ class Item:
 
         return also
 
-    def _memo(self, agent: Agent[..., R], key: str) -> _Memo | None:
+    def _memo(
+        self, agent: Agent[..., R], sources: Sequence[Document], check: Callable[[R], object] | None, key: str
+    ) -> _Memo | None:
         """The stored output, judged again: a validator may have been tightened since."""
         row = self._kernel.store.one("memo", fingerprint=key)
         if row is None:
             return None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        judged = revive(orjson.loads(body), agent.returns, self._sources())
+        judged = revive(orjson.loads(body), agent.returns, sources, check)
         return None if judged.value is None else _Memo(judged.value, body, row["step"], _figures(row))
 
     def _reuse(self, memo: _Memo, request: Request) -> None:
@@ -227,29 +205,6 @@ class Item:
             lambda tx: self._kernel.door.reuse(tx, request, of_step=memo.step, output_digest=digest)
         )
         recorded.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-
-def _within(request: Request, agent: Agent[..., Any], *, spent_pico: int, currency: str) -> Request:
-    if agent.allowance is None:
-        return request
-    return replace(request, allowance_pico=max(0, Money.parse(agent.allowance, currency).pico - spent_pico))
-
-
-def _where(problems: Sequence[Problem]) -> str:
-    """What a leaf may know of problems: where they are. Their words may quote the document."""
-    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"handoff refused at {problems[0].pointer or '/'}{more}"
-
-
-def _repaired(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:
-    """The same prompt with the problems quoted, and only those: not the history."""
-    lines = "\n".join(f"- {problem}" for problem in problems)
-    words = f"{prompt.user}\n\nAn earlier reply was refused for these problems; reply again without them:\n{lines}"
-    return replace(prompt, user=words)
-
-
-def _why_cut(completion: Completion) -> tuple[Problem, ...]:
-    return (Problem("", f"the reply was cut off at max_tokens, after {len(completion.text):,} characters"),)
 
 
 def _figures(row: Row) -> dict[str, int | None]:

@@ -19,6 +19,7 @@ import orjson
 
 from twolane.batch import reports
 from twolane.batch import run as runs
+from twolane.batch.deadline import within
 from twolane.batch.item import Item
 from twolane.batch.workflow import Workflow
 from twolane.domain.document import Document
@@ -32,19 +33,25 @@ from twolane.errors import (
     HandoffRefused,
     Killed,
     LedgerBroken,
+    OutOfTime,
     Problem,
     Refused,
     StoreError,
     SwitchTripped,
     UpstreamError,
+    UsageError,
 )
 from twolane.kernel import Kernel, ledger
 from twolane.rules import forecast
+from twolane.rules.guards import Refusals
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
 
 log = logging.getLogger("twolane.batch")
 
+PLAN_S = 30.0
+"""How long an item may take to be walked without calling. One that takes longer would be met again in the run, so the
+walk ends there and counts the rest as fresh."""
 CHUNK = 25
 """Items of one chunk."""
 IN_FLIGHT_PER_SLOT = 2
@@ -72,6 +79,7 @@ class Worker:
     pilot_only: bool = False
     on_forecast: Callable[[dict[str, object]], None] | None = None
     _stop: Stop | None = None
+    _refusals: Refusals = field(default_factory=Refusals)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_IN_FLIGHT))
 
     async def run(self) -> None:
@@ -212,12 +220,14 @@ class Worker:
 
     async def _unplanned(self, positions: Sequence[int]) -> list[int]:
         """Items whose memos do not answer everything, found by walking them without calling."""
-        fresh = []
-        for position in positions:
+        fresh: list[int] = []
+        for number, position in enumerate(positions):
             row = self._row(position)
             try:
-                async with asyncio.timeout(30):
-                    await self._flow_of(row, is_plan=True)[1]
+                item, walk = self._flow_of(row, is_plan=True)
+                await within(min(PLAN_S, self.flow.timeout_s), walk, item)
+            except OutOfTime:
+                return [*fresh, *positions[number:]]
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
                 if _is_ours(error):
                     raise
@@ -277,7 +287,7 @@ class Worker:
             row, item = self._row(position), None
             try:
                 item, result = self._flow_of(row)
-                await self._finish(row, await result)
+                await self._finish(row, await within(self.flow.timeout_s, result, item))
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
                 if _is_ours(error):
                     raise
@@ -304,6 +314,8 @@ class Worker:
                 self._halt(Stop(FAILED, f"ledger: {error}"))
             case Refused() | StoreError():
                 self._halt(Stop(STOPPED, f"{error.code}: {error}"))
+            case ConfigError() if not isinstance(error, UsageError):  # every item would meet it: no reply fits a schema
+                self._halt(Stop(FAILED, f"workflow: {error}"))
             case Exception():  # the workflow's own code: its fault is this item's, the others go on
                 log.warning("run %s: item %s: %s", self.run_id, row["name"], error, exc_info=error)
                 await self._quarantine(row, item, error)
@@ -343,6 +355,7 @@ class Worker:
             raise StoreError(
                 f"the report of {row['name']} cannot be written: {error}. Free the disk and resume"
             ) from None
+        self._refusals.passed()
 
     async def _quarantine(self, row: Row, item: Item | None, error: Exception) -> None:
         agent = error.agent if isinstance(error, HandoffRefused) else ""
@@ -364,6 +377,20 @@ class Worker:
             )
 
         await self.kernel.store.write(work)
+        if isinstance(error, HandoffRefused):
+            self._count_refusal(error)
+
+    def _count_refusal(self, error: HandoffRefused) -> None:
+        """A few bad items are theirs alone; many are the agent's fault, and cost money until somebody looks."""
+        pointer = error.problems[0].pointer if error.problems else ""
+        if why := self._refusals.refused(error.agent, pointer):
+            self._halt(
+                Stop(
+                    STOPPED,
+                    f"handoffs: {why}. Look why: twolane quarantine list --run {self.run_id}; change the agent, then: "
+                    f"twolane run resume {self.run_id} --quarantined",
+                )
+            )
 
     def _subject(self, row: Row) -> Any:  # Any: Subject; spelled out in the vault
         kept = self.kernel.store.one("subject", id=row["subject"])
@@ -391,7 +418,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    known = isinstance(error, Refused | DocumentRefused | UpstreamError)
+    known = isinstance(error, Refused | DocumentRefused | OutOfTime | UpstreamError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
     return text.encode("utf-8", "backslashreplace").decode()  # an exception's words may be anything
 

@@ -11,7 +11,7 @@ import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,14 +24,18 @@ from twolane.errors import ConfigError
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
 
+ITEM_S = 3600.0
+"""How long an item may take where its workflow does not say: long for any document, short for one that never ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What an agent asks.
 
     `system` and `user` are the first and the last message the upstream sees; `context` travels between them as data,
-    each document marked as one. Quotes in the reply are looked up in the item's own document. `max_tokens` None is the
-    upstream's limit. `sample` tells apart prompts that are asked several times on purpose.
+    each document marked as one. Quotes in the reply are looked up in the item's own document; where an item has none,
+    in the `context`. `max_tokens` None is the upstream's limit. `sample` tells apart prompts that are asked several
+    times on purpose.
     """
 
     system: str
@@ -47,6 +51,11 @@ class Prompt:
         middle = (Message("user", documents),) if documents else ()
         return (Message("system", self.system), *middle, Message("user", self.user))
 
+    def sources(self, own: Document | None) -> tuple[Document, ...]:
+        """Where the quotes of its reply must stand. Beside the item's own document its context counts for nothing: what
+        other agents made of the document may be in there, and is no evidence."""
+        return (own,) if own is not None else self.context
+
 
 @dataclass(frozen=True)
 class Agent(Generic[P, R]):
@@ -58,10 +67,21 @@ class Agent(Generic[P, R]):
     route: str
     allowance: str | None
     repairs: int
+    check: Callable[..., object] | None = None
+    """What a reply must pass beside its schema; see `checked`."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Prompt:
-        """Its prompt, for tests: agents need no model to be tested."""
-        return self.prompt(*args, **kwargs)
+        """Its prompt: agents need no model to be tested.
+
+        Raises:
+            TypeError: its function gave something else.
+        """
+        prompt: object = self.prompt(*args, **kwargs)
+        if not isinstance(prompt, Prompt):
+            if inspect.iscoroutine(prompt):
+                prompt.close()
+            raise TypeError(f"agent {self.name} returned {type(prompt).__name__}, not a Prompt")
+        return prompt
 
     def schema(self) -> ReplySchema:
         """What its reply must fit."""
@@ -70,6 +90,23 @@ class Agent(Generic[P, R]):
     def revised(self, prompt: Callable[P, Prompt]) -> Agent[P, R]:
         """The same agent with another prompt."""
         return replace(self, prompt=prompt)
+
+    def checked(self, check: Callable[Concatenate[R, P], object]) -> Agent[P, R]:
+        """The same agent, whose replies must also pass `check(reply, *its inputs)`: what that raises refuses a reply,
+        with its words, and so does False. For rules that a model's own validators cannot know, such as that a supplier
+        is one of those it was asked about. Stored outputs are checked again.
+
+        Raises:
+            ConfigError: the check is an async function, which would be asked and never answer.
+        """
+        if inspect.iscoroutinefunction(check):
+            raise ConfigError(f"agent {self.name}: its check must be an ordinary function")
+        return replace(self, check=check)
+
+    def check_with(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[R], object] | None:
+        """The check over these inputs."""
+        check = self.check
+        return None if check is None else lambda reply: check(reply, *args, **kwargs)
 
 
 def agent(
@@ -82,12 +119,22 @@ def agent(
 
     Raises:
         UsageError: the allowance is not an amount of money.
+        ConfigError: no reply could ever fit `returns`, `repairs` is below 0, or the function is async.
     """
 
     if allowance is not None:
         Money.parse(allowance, named_currency(allowance) or "USD")
+    if repairs < 0:
+        raise ConfigError(f"an agent's repairs must be at least 0, not {repairs}")
 
     def make(prompt: Callable[P, Prompt]) -> Agent[P, R]:
+        if inspect.iscoroutinefunction(prompt) or inspect.isgeneratorfunction(prompt):
+            raise ConfigError(
+                f"agent {name or prompt.__name__}: it must be an ordinary function that returns a Prompt",
+                hint="The platform does the asking; what waits or calls belongs into the workflow",
+            )
+        if returns.__pydantic_complete__:  # else a type it names is defined further down: it is read at its first use
+            reply_schema(returns)
         return Agent(name or prompt.__name__, prompt, returns, route, allowance, repairs)
 
     return make
@@ -115,15 +162,23 @@ class Workflow:
     takes: type[Document] | type[BaseModel]
     """What its first parameter is made from: a document, or a JSON object that fits a pydantic model."""
     returns: type[BaseModel]
+    timeout_s: float = ITEM_S
+    """Longest time one item may take, waits for slots and rates included; then it is quarantined."""
 
 
-def workflow(*, version: str, name: str | None = None) -> Callable[[Callable[..., Awaitable[BaseModel]]], Workflow]:
+def workflow(
+    *, version: str, name: str | None = None, timeout_s: float = ITEM_S
+) -> Callable[[Callable[..., Awaitable[BaseModel]]], Workflow]:
     """Make an async function (`async def audit(contract: Document, do: Item) -> Report`) a workflow.
+
+    An item that takes longer than `timeout_s` seconds is given up and quarantined; what it has paid for is kept.
 
     Raises:
         ConfigError: it is not an async function of two arguments, or its annotations do not say what it takes and
-            returns.
+            returns, or its time is not above 0.
     """
+    if not timeout_s > 0:
+        raise ConfigError(f"a workflow's timeout_s must be above 0, not {timeout_s}")
 
     def make(function: Callable[..., Awaitable[BaseModel]]) -> Workflow:
         own_name = (name or function.__name__).replace("_", "-")
@@ -146,6 +201,6 @@ def workflow(*, version: str, name: str | None = None) -> Callable[[Callable[...
             raise ConfigError(f"workflow {own_name}: its first parameter must be a Document or a pydantic model")
         if not (isinstance(returns, type) and issubclass(returns, BaseModel)):
             raise ConfigError(f"workflow {own_name}: it must say that it returns a pydantic model")
-        return Workflow(own_name, version, function, takes, returns)
+        return Workflow(own_name, version, function, takes, returns, timeout_s)
 
     return make

@@ -26,7 +26,7 @@ class Document:
     pages: tuple[int, ...] = ()
 
 
-_MARK = re.compile(r"<(?=\s*/?\s*document)", re.IGNORECASE)
+_MARK = re.compile(r"<(?=\s*/?\s*(?:document|problems))", re.IGNORECASE)
 _IN_NAME = str.maketrans('"<>', "'‹›")
 
 
@@ -36,8 +36,12 @@ def as_data(document: Document) -> str:
     A mark inside the text gets a zero-width space after its `<`, which the look-up of quotes ignores.
     """
     name = "".join(mark if mark.isprintable() else " " for mark in document.id).translate(_IN_NAME)
-    text = _MARK.sub("<\u200b", document.text)
-    return f'<document id="{name}">\n{text}\n</document>'
+    return f'<document id="{name}">\n{unmarked(document.text)}\n</document>'
+
+
+def unmarked(text: str) -> str:
+    """A text that can neither open nor end a mark of ours."""
+    return _MARK.sub("<\u200b", text)
 
 
 class Quote(BaseModel):

@@ -19,11 +19,13 @@ from typing import Any, Generic, Never, TypeVar
 
 import jsonschema_rs
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PydanticUserError, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from twolane.domain.document import Document, Quote, locate
+from twolane.domain.meetable import unmeetable
 from twolane.domain.records import ReplySchema
-from twolane.errors import Problem
+from twolane.errors import ConfigError, Problem
 
 R = TypeVar("R", bound=BaseModel)
 Path = tuple[object, ...]
@@ -62,8 +64,23 @@ class Judged(Generic[R]):
 @functools.cache
 def reply_schema(model: type[BaseModel]) -> ReplySchema:
     """The JSON Schema a reply of this model must fit: every property required (null where it may be absent), none
-    additional, so that servers with strict structured output take it as it is."""
-    return ReplySchema(model.__name__, _strict(model.model_json_schema()), is_judged=True)
+    additional, so that servers with strict structured output take it as it is.
+
+    Raises:
+        ConfigError: no reply could fit it, as far as its own words tell; or no JSON Schema can be made of the model.
+    """
+    try:
+        schema = _strict(model.model_json_schema())
+    except (PydanticUserError, PydanticInvalidForJsonSchema) as error:
+        raise ConfigError(f"{model.__name__}: no JSON Schema can be made of it: {error.message}") from None
+    try:
+        jsonschema_rs.validator_for(schema)
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{model.__name__}: its JSON Schema is not valid: {reason}") from None
+    if why := unmeetable(schema):
+        raise ConfigError(f"{model.__name__}: no reply can fit it: {why}", hint="Change the model before anybody pays")
+    return ReplySchema(model.__name__, schema, is_judged=True)
 
 
 def judge(
@@ -104,8 +121,8 @@ def revive(
     if unplaced:
         return Judged(None, unplaced)
     try:
-        if check is not None:
-            check(value)
+        if check is not None and check(value) is False:
+            return _refused("its check refused it without a word")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the same
         said = str(error) if isinstance(error, ValueError | AssertionError) else _words_of(error)
         return _refused(said or "its check refused it without a word")
