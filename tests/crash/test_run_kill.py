@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from twolane.batch import run as runs
-from twolane.batch.worker import IN_FLIGHT_PER_SLOT
+from twolane.batch.items import IN_FLIGHT_PER_SLOT
 from twolane.testing import Rehearsal
 
 ITEMS, SLOTS = 40, 4

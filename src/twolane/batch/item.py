@@ -7,24 +7,16 @@ else asked of a model, judged against its schema, and kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
-from pydantic import BaseModel
-
 from twolane.batch.handoff import Handoff
+from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.workflow import Agent, P, Prompt, R
-from twolane.domain.canonical import commitment
 from twolane.domain.document import Document
 from twolane.domain.records import Lane, ModelCall, Origin, Subject
-from twolane.domain.schema import revive
-from twolane.errors import HandoffRefused, Problem
-from twolane.kernel import Kernel, Request, Settled
-from twolane.rules.fingerprint import fingerprint
-from twolane.store import Row, Transaction
-from twolane.store.vault import seal, unseal
+from twolane.kernel import Kernel, Request
 
 
 class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an error; user code must not catch it
@@ -35,14 +27,13 @@ class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an err
         super().__init__(agent_name)
 
 
-@dataclass(frozen=True)
-class _Memo:
-    """A stored output with what it once cost."""
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """While planning: a step that a run would have to call, and why."""
 
-    value: BaseModel
-    body: bytes
-    step: str
-    figures: dict[str, int | None]
+    agent: str
+    why: str
+    request: Request
 
 
 @dataclass
@@ -72,6 +63,8 @@ class Item:
         source: Document | None,
         *,
         options: Mapping[str, str],
+        steer: Steer | None = None,
+        draws: str = "",
         is_plan: bool = False,
     ) -> None:
         self.name = origin.item
@@ -80,7 +73,13 @@ class Item:
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
         self._is_given_up = False
+        self.hits: list[str] = []
+        """Agents whose steps were answered from a memo, in order."""
+        self.misses: list[Miss] = []
+        """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
+        self._memos = Memos(kernel, subject, source)
+        self._steer, self._draws = steer or Steer(), draws or origin.run
         self._is_plan = is_plan
         self._flights: dict[str, _Flight] = {}
 
@@ -88,14 +87,16 @@ class Item:
         """Perform an agent; identical calls in flight are made once."""
         if self._is_given_up:  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
             await asyncio.get_running_loop().create_future()
-        prompt, check = agent(*args, **kwargs), agent.check_with(*args, **kwargs)
-        key = self._fingerprint(agent, prompt)
+        prompt = agent(*args, **kwargs)
+        sought = self._seek(agent, prompt, args, kwargs)
+        key = sought.key
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, check, key)))
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, sought)))
         flight.waiting += 1
         try:
             value: R = await asyncio.shield(flight.task)
+            self._memos.made(value, agent.name)
             return value
         finally:
             flight.waiting -= 1
@@ -106,22 +107,16 @@ class Item:
                     flight.task.cancel()
                     await asyncio.wait([flight.task])
 
-    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt) -> str:
-        drawn = f"{self._origin.run}/{self._origin.item}/" if prompt.temperature > 0 else ""
-        try:
-            asked = fingerprint(
-                tenant=self._origin.tenant,
-                agent=agent.name,
-                messages=prompt.messages(),
-                schema=agent.schema(),
-                candidates=self._kernel.candidates(agent.route),
-                max_tokens=prompt.max_tokens or 0,
-                temperature=prompt.temperature,
-                sample=f"{drawn}{prompt.sample}",
-            )
-        except ValueError as error:
-            raise HandoffRefused(agent.name, [Problem("", f"its prompt cannot be written as JSON: {error}")]) from None
-        return self._kernel.vault.keyed(asked)
+    def _seek(
+        self,
+        agent: Agent[..., Any],
+        prompt: Prompt,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Sought:
+        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(agent.name, "")
+        given = Given(tuple(args), dict(kwargs or {}))
+        return self._memos.seek(agent, prompt, given, tenant=self._origin.tenant, drawn=drawn, again=again)
 
     async def come_to_rest(self) -> None:
         """Wait for calls that the workflow began and then left alone, as `asyncio.gather` does when one of its own
@@ -134,25 +129,29 @@ class Item:
         """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
         self._is_given_up = True
 
-    async def _perform(self, agent: Agent[..., R], prompt: Prompt, check: Callable[[R], object] | None, key: str) -> R:
-        sources = prompt.sources(self._source)
-        memo = self._memo(agent, sources, check, key)
+    async def _perform(self, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> R:
+        memo, other = self._memos.find(sought), self._steer.route(agent.name)
+        if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
+            sought = sought.on(other, self._kernel)
+            memo, agent = self._memos.find(sought), sought.agent
         request = self._request(agent, prompt)
         if memo is not None:
+            self.hits.append(agent.name)
             if not self._is_plan:
                 self._kernel.switches.check(request.origin.scopes())
-                self._reuse(memo, request)
+                self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
+            self.misses.append(Miss(agent.name, self._memos.why(sought), request))
             raise NeedsCall(agent.name)
         return await Handoff(
             self._kernel,
             agent,
             prompt,
             request=lambda prompt: self._request(agent, prompt),
-            sources=sources,
-            check=check,
-            keep=lambda body: self._keep(body, key),
+            sources=sought.sources,
+            check=sought.check,
+            keep=lambda body: self._memos.keep(sought, body),
             refused_replies=self.refused_replies,
         ).reply()
 
@@ -165,47 +164,3 @@ class Item:
             call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
-
-    def _keep(self, body: bytes, key: str) -> Callable[[Transaction, Settled], None]:
-        """What the step commits beside its record: the accepted reply and the memo. The reply and not the value made
-        from it, so that reading it again goes the same way: aliases, converters and all."""
-        sealed = seal(self._subject, body)
-
-        def also(tx: Transaction, settled: Settled) -> None:
-            usage = settled.usage
-            tx.run(
-                "add_memo",
-                fingerprint=key,
-                subject=self._subject.id,
-                body=tx.run("add_body", subject=self._subject.id, sealed=sealed),
-                step=settled.step,
-                input_tokens=usage.input_tokens if usage else 0,
-                output_tokens=usage.output_tokens if usage else 0,
-                cost_pico=settled.pico,
-                total_us=settled.total_us,
-            )
-
-        return also
-
-    def _memo(
-        self, agent: Agent[..., R], sources: Sequence[Document], check: Callable[[R], object] | None, key: str
-    ) -> _Memo | None:
-        """The stored output, judged again: a validator may have been tightened since."""
-        row = self._kernel.store.one("memo", fingerprint=key)
-        if row is None:
-            return None
-        body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        judged = revive(orjson.loads(body), agent.returns, sources, check)
-        return None if judged.value is None else _Memo(judged.value, body, row["step"], _figures(row))
-
-    def _reuse(self, memo: _Memo, request: Request) -> None:
-        """An entry that points at the step that paid. Nobody waits for it: the item's own end is written after it."""
-        digest = commitment(self._subject.salt, memo.body)
-        recorded = self._kernel.store.submit(
-            lambda tx: self._kernel.door.reuse(tx, request, of_step=memo.step, output_digest=digest)
-        )
-        recorded.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-
-def _figures(row: Row) -> dict[str, int | None]:
-    return {name: row[name] for name in ("input_tokens", "output_tokens", "cost_pico", "total_us")}

@@ -56,6 +56,11 @@ def report_name(item: str) -> str:
     return f"{name[: MAX_NAME - 20].rpartition('%')[0]}~{hashlib.sha256(item.encode()).hexdigest()[:16]}"
 
 
+def report_files(folder: Path, item: str) -> tuple[Path, ...]:
+    """The files an item's report may have."""
+    return tuple(folder / f"{report_name(item)}.{kind}" for kind in ("json", "md"))
+
+
 def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
     """The run's table, and any report that a crash kept from being written; from the stored outputs alone.
 

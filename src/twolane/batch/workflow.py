@@ -7,10 +7,12 @@ branch, loop and fan out as it likes.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -162,6 +164,8 @@ class Workflow:
     takes: type[Document] | type[BaseModel]
     """What its first parameter is made from: a document, or a JSON object that fits a pydantic model."""
     returns: type[BaseModel]
+    digest: str = ""
+    """Of the file that defines it, as it was when it was loaded: all workers of a run have the same."""
     timeout_s: float = ITEM_S
     """Longest time one item may take, waits for slots and rates included; then it is quarantined."""
 
@@ -201,6 +205,15 @@ def workflow(
             raise ConfigError(f"workflow {own_name}: its first parameter must be a Document or a pydantic model")
         if not (isinstance(returns, type) and issubclass(returns, BaseModel)):
             raise ConfigError(f"workflow {own_name}: it must say that it returns a pydantic model")
-        return Workflow(own_name, version, function, takes, returns, timeout_s)
+        digest = _digest_of_module(function)
+        return Workflow(own_name, version, function, takes, returns, digest, timeout_s)
 
     return make
+
+
+def _digest_of_module(function: Callable[..., object]) -> str:
+    """SHA-256 of the source file, in hex; empty where there is none, as in an interactive session."""
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(function) or "").read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return ""

@@ -21,9 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from twolane import config as configuration
+from twolane.cli.lines import forecast_lines
 from twolane.cli.output import new_app, run
 from twolane.cli.progress import Progress
-from twolane.cli.run import forecast_lines
 from twolane.domain.money import decimal_string
 from twolane.errors import TwolaneError, UsageError
 from twolane.flows.scoring import score

@@ -48,7 +48,7 @@ class Progress:
 
     def forecast(self, said: Mapping[str, object]) -> None:
         """Show what the pilot said, above the bar."""
-        from twolane.cli.run import forecast_lines
+        from twolane.cli.lines import forecast_lines
 
         for line in forecast_lines(said):
             self._bar.console.print(line, highlight=False, markup=False)

@@ -32,7 +32,7 @@ REST_S = 0.002
 RETRY_S = 0.0005
 PATIENCE_S = 30.0
 """How long another process may hold the write lock before a write fails."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _POLICY = frozenset({"trip", "reset", "add_key", "revoke_key", "set_budget", "remove_budget"})
 """Writes after which the epoch is another one; triggers in the schema say so to other processes."""
 
