@@ -14,18 +14,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from twolane.batch.handoff import Handoff
 from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
 from twolane.batch.tools import Tool, ToolCall
 from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
-from twolane.domain.completion import Completion
 from twolane.domain.document import Document
-from twolane.domain.money import Money
-from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
-from twolane.domain.schema import judge
-from twolane.errors import HandoffRefused, Problem, UpstreamError
-from twolane.kernel import Kernel, Request, Settled
+from twolane.domain.records import Lane, ModelCall, Origin, Subject
+from twolane.kernel import Kernel, Request
 
 T = TypeVar("T")
 
@@ -94,12 +91,13 @@ class Item:
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
+        self._is_given_up = False
         self.hits: list[str] = []
         """Agents whose steps were answered from a memo, in order."""
         self.misses: list[Miss] = []
         """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
-        self._memos = Memos(kernel, subject, self._sources())
+        self._memos = Memos(kernel, subject, source)
         self._steer, self._draws = steer or Steer(), draws or origin.run
         self._is_plan = is_plan
         self._common = common or Common(kernel)
@@ -111,9 +109,11 @@ class Item:
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
+        if self._is_given_up:  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+            await asyncio.get_running_loop().create_future()
         match act:
             case Agent():
-                prompt = act.prompt(*args, **kwargs)
+                prompt = act(*args, **kwargs)
                 sought = self._seek(act, prompt, args, kwargs)
                 value = await self._once(sought.key, lambda: self._perform(act, prompt, sought))
                 self._memos.made(value, act.name)
@@ -189,6 +189,10 @@ class Item:
             await asyncio.wait(flights)
             await asyncio.sleep(0)
 
+    def give_up(self) -> None:
+        """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
+        self._is_given_up = True
+
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> R:
         memo, other = self._memos.find(sought), self._steer.route(agent.name)
         if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
@@ -204,17 +208,16 @@ class Item:
         if self._is_plan:
             self.misses.append(Miss(agent.name, self._memos.why(sought), request))
             raise NeedsCall(agent.name)
-        problems: Sequence[Problem] = ()
-        spent = 0
-        for round_number in range(agent.repairs + 1):
-            if round_number:
-                request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
-            within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
-            value, problems, settled = await self._ask(agent, within, sought)
-            spent += settled.pico or 0
-            if value is not None:
-                return value
-        raise HandoffRefused(agent.name, problems)
+        return await Handoff(
+            self._kernel,
+            agent,
+            prompt,
+            request=lambda prompt: self._request(agent, prompt),
+            sources=sought.sources,
+            check=sought.check,
+            keep=lambda body: self._memos.keep(sought, body),
+            refused_replies=self.refused_replies,
+        ).reply()
 
     def _request(self, agent: Agent[..., Any], prompt: Prompt) -> Request:
         origin = self._as(agent.name)
@@ -225,56 +228,3 @@ class Item:
             call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
-
-    async def _ask(
-        self, agent: Agent[..., R], request: Request, sought: Sought
-    ) -> tuple[R | None, Sequence[Problem], Settled]:
-        """One attempt at the upstream, judged before it is settled, so that all of it commits together. An answer that
-        breaks off halfway has reached nobody here: it is asked for again, as often as the upstream's `retries` say."""
-        retries = self._kernel.upstreams[request.route.upstreams[0]].retries
-        while True:
-            has_begun = False  # until then the door makes the further attempts
-            try:
-                async with self._kernel.door.step(request) as answer:
-                    has_begun = True
-                    completion = await answer.whole()
-                    judged = judge(completion.text, agent.returns, self._sources())
-                    problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
-                    problems = problems or judged.problems
-                    if judged.value is None:
-                        answer.status, answer.reason = Status.REFUSED, _where(problems)
-                        self.refused_replies[agent.name] = completion.text
-                    else:
-                        answer.also = self._memos.keep(sought, judged.body)
-                return judged.value, problems, await answer.durable()
-            except UpstreamError as error:
-                if retries == 0 or not has_begun or not error.retryable:
-                    raise
-                retries -= 1
-                request = replace(request, attempt=request.attempt + 1)
-
-    def _sources(self) -> Sequence[Document]:
-        return (self._source,) if self._source is not None else ()
-
-
-def _within(request: Request, agent: Agent[..., Any], *, spent_pico: int, currency: str) -> Request:
-    if agent.allowance is None:
-        return request
-    return replace(request, allowance_pico=max(0, Money.parse(agent.allowance, currency).pico - spent_pico))
-
-
-def _where(problems: Sequence[Problem]) -> str:
-    """What a leaf may know of problems: where they are. Their words may quote the document."""
-    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"handoff refused at {problems[0].pointer or '/'}{more}"
-
-
-def _repaired(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:
-    """The same prompt with the problems quoted, and only those: not the history."""
-    lines = "\n".join(f"- {problem}" for problem in problems)
-    words = f"{prompt.user}\n\nAn earlier reply was refused for these problems; reply again without them:\n{lines}"
-    return replace(prompt, user=words)
-
-
-def _why_cut(completion: Completion) -> tuple[Problem, ...]:
-    return (Problem("", f"the reply was cut off at max_tokens, after {len(completion.text):,} characters"),)

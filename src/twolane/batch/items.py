@@ -11,23 +11,28 @@ from typing import Any
 
 from twolane.batch import reports
 from twolane.batch import run as runs
+from twolane.batch.deadline import within
 from twolane.batch.item import Common, Item
 from twolane.batch.reduce import first_of
 from twolane.batch.workflow import Workflow
 from twolane.errors import (
     BadRequest,
     BudgetExceeded,
+    ConfigError,
     DocumentRefused,
     HandoffRefused,
     Killed,
     LedgerBroken,
+    OutOfTime,
     Problem,
     Refused,
     StoreError,
     SwitchTripped,
     UpstreamError,
+    UsageError,
 )
 from twolane.kernel import Kernel, ledger
+from twolane.rules.guards import Refusals
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal
 
@@ -60,8 +65,11 @@ class Items:
         """Nothing new begins here, but others may go on."""
         self.width = self._many()
         """Most items under way at once."""
+        self.timeout_s = flow.timeout_s
+        """Longest time of one item."""
         self._gate = asyncio.Semaphore(self.width)
         self._solo = asyncio.Lock()
+        self._refusals = Refusals()
 
     def halt(self, stop: Stop) -> None:
         """The first reason counts; nothing new begins. What is under way comes to its own end: it is paid for, or its
@@ -78,7 +86,9 @@ class Items:
         """Bring these items to their end, as many at once as the slots can use."""
         results = await asyncio.gather(*(self._one(position) for position in positions), return_exceptions=True)
         for error in results:
-            if error is not None and not isinstance(error, asyncio.CancelledError):
+            if isinstance(error, StoreError):
+                self.halt(Stop(STOPPED, f"store: {error}"))
+            elif error is not None and not isinstance(error, asyncio.CancelledError):
                 self.halt(Stop(FAILED, f"{type(error).__name__}: {error}"))
 
     async def work_alone(self, position: int) -> None:
@@ -112,7 +122,7 @@ class Items:
         row, item = self.row(position), None
         try:
             item, result = self.flow_of(row)
-            await self._finish(row, await result)
+            await self._finish(row, await within(self._flow.timeout_s, result, item))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
             if is_ours(error):
                 raise
@@ -137,8 +147,12 @@ class Items:
                 await self._quarantine(row, item, error)
             case LedgerBroken():
                 self.halt(Stop(FAILED, f"ledger: {error}"))
-            case Refused() | StoreError():
+            case StoreError():
+                self.halt(Stop(STOPPED, f"store: {error}"))
+            case Refused():
                 self.halt(Stop(STOPPED, f"{error.code}: {error}"))
+            case ConfigError() if not isinstance(error, UsageError):  # every item would meet it: no reply fits a schema
+                self.halt(Stop(FAILED, f"workflow: {error}"))
             case Exception():  # the workflow's own code: its fault is this item's, the others go on
                 log.warning("run %s: item %s: %s", self._run_id, row["name"], error, exc_info=error)
                 await self._quarantine(row, item, error)
@@ -177,6 +191,7 @@ class Items:
             raise StoreError(
                 f"the report of {row['name']} cannot be written: {error}. Free the disk and resume"
             ) from None
+        self._refusals.passed()
 
     async def _quarantine(self, row: Row, item: Item | None, error: Exception) -> None:
         agent = error.agent if isinstance(error, HandoffRefused) else ""
@@ -199,6 +214,15 @@ class Items:
             )
 
         await self._kernel.store.write(work)
+        if isinstance(error, HandoffRefused):
+            self._count_refusal(error)
+
+    def _count_refusal(self, error: HandoffRefused) -> None:
+        """A few bad items are theirs alone; many are the agent's fault, and cost money until somebody looks."""
+        pointer, run = error.problems[0].pointer if error.problems else "", self._run_id
+        if why := self._refusals.refused(error.agent, pointer):
+            todo = f"Look why: twolane quarantine list --run {run}; change the agent, then: twolane run resume {run}"
+            self.halt(Stop(STOPPED, f"handoffs: {why}. {todo} --quarantined"))
 
     def _subject(self, row: Row) -> Any:  # Any: Subject; spelled out in the vault
         kept = self._kernel.store.one("subject", id=row["subject"])
@@ -227,12 +251,14 @@ def _kind(error: Exception) -> str:
             return "budget"
         case UpstreamError():
             return "upstream"
+        case OutOfTime():
+            return "time"
         case Refused():
             return "request"
     return "workflow"
 
 
 def _sentence(error: Exception) -> str:
-    known = isinstance(error, Refused | DocumentRefused | UpstreamError)
+    known = isinstance(error, Refused | DocumentRefused | OutOfTime | UpstreamError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
     return text.encode("utf-8", "backslashreplace").decode()  # an exception's words may be anything

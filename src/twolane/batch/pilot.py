@@ -6,10 +6,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from twolane.batch.deadline import within
 from twolane.batch.items import Items, is_ours
 from twolane.domain.money import decimal_string
+from twolane.errors import OutOfTime
 from twolane.kernel import Kernel
 from twolane.rules import forecast
+
+WALK_S = 30.0
+"""How long an item may take to be walked without calling."""
 
 
 async def pilot(kernel: Kernel, items: Items, run_id: str, positions: Sequence[int]) -> dict[str, object] | None:
@@ -31,10 +36,12 @@ async def pilot(kernel: Kernel, items: Items, run_id: str, positions: Sequence[i
 
 
 class _Walk:
-    """Items whose memos do not answer everything, found by walking them without calling."""
+    """Items whose memos do not answer everything, found by walking them without calling. One whose walk does not end in
+    time would be met again in the run: there the walk stops, and the rest counts as fresh."""
 
     def __init__(self, items: Items, positions: Sequence[int]) -> None:
         self._items, self._ahead = items, iter(positions)
+        self._is_tired = False
         self.fresh: list[int] = []
 
     async def until(self, count: int) -> int:
@@ -43,15 +50,18 @@ class _Walk:
             position = next(self._ahead, None)
             if position is None:
                 break
-            if await self._is_fresh(position):
+            if self._is_tired or await self._is_fresh(position):
                 self.fresh.append(position)
             await asyncio.sleep(0)
         return len(self.fresh)
 
     async def _is_fresh(self, position: int) -> bool:
         try:
-            async with asyncio.timeout(30):
-                await self._items.flow_of(self._items.row(position), is_plan=True)[1]
+            item, walk = self._items.flow_of(self._items.row(position), is_plan=True)
+            await within(min(WALK_S, self._items.timeout_s), walk, item)
+        except OutOfTime:
+            self._is_tired = True
+            return True
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
             if is_ours(error):
                 raise
