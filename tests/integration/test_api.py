@@ -265,6 +265,8 @@ async def test_a_run_is_told_as_events_until_it_is_over_and_to_its_tenant_alone(
         for key, status in (("", 401), (theirs, 404)):
             await gate.get(path, key, status=status)
         await gate.get("/api/v1/runs/nope/events", mine, status=404)
+        async with gate.http.head(gate.url + path, headers={"authorization": f"Bearer {mine}"}) as response:
+            assert (response.status, response.content_type) == (200, "text/event-stream")
         async with gate.http.get(gate.url + path, headers={"authorization": f"Bearer {mine}"}) as response:
             assert response.content_type == "text/event-stream"
             told = events(response)

@@ -54,7 +54,7 @@ async def test_a_run_is_watched_from_the_queue_to_its_end() -> None:
     async with Rehearsal(judge='{"text": "fine"}', reader='{"text": "read"}') as platform:
         run = await platform.start(review, documents(6), budget="$1")
         queued = platform.kernel.watching.look(run)
-        assert (queued.status, queued.items["left"], queued.left, queued.pace) == ("queued", 6, None, None)
+        assert (queued.status, queued.items["left"], queued.left, queued.speed) == ("queued", 6, None, None)
         assert queued.left_by == "it waits for a worker"
         watcher = asyncio.create_task(states_of(platform, run))
         await platform.work(run, flow=review)

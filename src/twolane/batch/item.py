@@ -7,8 +7,9 @@ else asked of a model, judged against its schema, and kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from twolane.batch.memo import Given, Memos, Sought, Steer
@@ -35,7 +36,7 @@ class Miss:
     """While planning: a step that a run would have to call, and why."""
 
     agent: str
-    why: str
+    why: Callable[[], str]
     request: Request
 
 
@@ -138,7 +139,7 @@ class Item:
                 self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
-            self.misses.append(Miss(agent.name, self._memos.why(sought), request))
+            self.misses.append(Miss(agent.name, partial(self._memos.why, sought), request))
             raise NeedsCall(agent.name)
         problems: Sequence[Problem] = ()
         spent = 0

@@ -114,8 +114,8 @@ def progress_parts(progress: Progress) -> list[str]:
     items = progress.items
     quarantined = f", {items['quarantined']} in quarantine" if items["quarantined"] else ""
     parts = [progress.status, f"{items['done']} of {items['total']} done{quarantined}"]
-    if progress.pace is not None:
-        parts.append(f"{progress.pace.items_per_s:.1f} items/s, {progress.pace.steps_per_s:.1f} steps/s")
+    if progress.speed is not None:
+        parts.append(f"{progress.speed.items_per_s:.1f} items/s, {progress.speed.steps_per_s:.1f} steps/s")
     limit = "" if progress.budget_pico is None else f" of {_short(decimal_string(progress.budget_pico))}"
     parts.append(f"{_short(decimal_string(progress.pico))}{limit} {progress.currency}")
     if progress.left is not None:

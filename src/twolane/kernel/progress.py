@@ -15,7 +15,7 @@ import orjson
 from twolane.domain.money import decimal_string
 from twolane.errors import NotFound
 from twolane.rules.forecast import Span
-from twolane.rules.progress import WINDOW_S, Pace, Sighting, left, pace
+from twolane.rules.progress import WINDOW_S, Sighting, Speed, left, speed
 from twolane.store import Row, Store
 
 TICK_S = 0.25
@@ -55,7 +55,7 @@ class Progress:
     budget_pico: int | None
     seconds: float
     """At work, over all attempts."""
-    pace: Pace | None
+    speed: Speed | None
     """None until it was seen for a second."""
     left: Span | None
     """Seconds it still takes, as a 90 % interval; None is unknown."""
@@ -87,8 +87,8 @@ class Progress:
                 }
                 for name, each in self.agents.items()
             },
-            "items_per_s": None if self.pace is None else round(self.pace.items_per_s, 3),
-            "steps_per_s": None if self.pace is None else round(self.pace.steps_per_s, 3),
+            "items_per_s": None if self.speed is None else round(self.speed.items_per_s, 3),
+            "steps_per_s": None if self.speed is None else round(self.speed.steps_per_s, 3),
             "cost": decimal_string(self.pico),
             "currency": self.currency,
             "budget": None if self.budget_pico is None else decimal_string(self.budget_pico),
@@ -235,7 +235,7 @@ class Watching:
             currency=self._currency,
             budget_pico=budget["pico"] if budget else None,
             seconds=seconds,
-            pace=now,
+            speed=now,
             left=span,
             left_by=rests_on,
         )
@@ -274,8 +274,8 @@ def _agents(totals: Sequence[Row], running: Mapping[str, int]) -> dict[str, Agen
     }
 
 
-def _sight(seen: deque[Sighting], now: Sighting, *, is_running: bool) -> Pace | None:
-    """What went by since the oldest sighting. A run that begins again, or does not run, has no pace."""
+def _sight(seen: deque[Sighting], now: Sighting, *, is_running: bool) -> Speed | None:
+    """What went by since the oldest sighting. A run that begins again, or does not run, has no speed."""
     if not is_running or (seen and now.items < seen[-1].items):
         seen.clear()
     if not is_running:
@@ -283,7 +283,7 @@ def _sight(seen: deque[Sighting], now: Sighting, *, is_running: bool) -> Pace | 
     seen.append(now)
     while now.at_s - seen[0].at_s > WINDOW_S:
         seen.popleft()
-    return pace(seen)
+    return speed(seen)
 
 
 def _forecast_s(row: Row) -> Span | None:

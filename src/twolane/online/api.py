@@ -70,6 +70,10 @@ async def watch_run(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
     row = kernel.store.one("run", id=run)
     if row is None or row["tenant"] != grant.tenant:
         raise NotFound("there is no such run of yours")
+    if exchange.scope["method"] == "HEAD":
+        await exchange.begin_stream()
+        await exchange.end_stream(b"")
+        return
     await exchange.body()
     with Hangup(exchange):
         exchange.is_kept_alive = True

@@ -27,7 +27,7 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Speed:
     """What ended within `seconds`."""
 
     items: int
@@ -45,18 +45,18 @@ class Pace:
         return self.steps / self.seconds
 
 
-def pace(seen: Sequence[Sighting]) -> Pace | None:
+def speed(seen: Sequence[Sighting]) -> Speed | None:
     """Between the oldest sighting of the window and the newest; None before a second has passed."""
     if not seen:
         return None
     last = seen[-1]
     first = next((each for each in seen if last.at_s - each.at_s <= WINDOW_S), last)
     seconds = last.at_s - first.at_s
-    return None if seconds < 1 else Pace(last.items - first.items, last.steps - first.steps, seconds)
+    return None if seconds < 1 else Speed(last.items - first.items, last.steps - first.steps, seconds)
 
 
 def left(
-    *, status: str, items: int, now: Pace | None, forecast_s: Span | None, elapsed_s: float
+    *, status: str, items: int, now: Speed | None, forecast_s: Span | None, elapsed_s: float
 ) -> tuple[Span | None, str]:
     """Seconds until a run with `items` to go has ended, as a 90 % interval; or None. And what it rests on, in words.
 
@@ -71,16 +71,16 @@ def left(
         return None, "its last items have ended"
     ended = 0 if now is None else now.items
     if now is not None and ended >= ENOUGH:
-        return _by_pace(now, items), "the rate of its items"
+        return _by_speed(now, items), "the rate of its items"
     if forecast_s is not None and forecast_s.high > elapsed_s:
         spans = (forecast_s.low, forecast_s.mid, forecast_s.high)
         return Span(*(max(0.0, value - elapsed_s) for value in spans)), "its forecast"
     if now is not None and ended >= FEW:
-        return _by_pace(now, items), "the rate of its items"
+        return _by_speed(now, items), "the rate of its items"
     return None, "too few of its items have ended" if forecast_s is None else "it takes longer than its forecast"
 
 
-def _by_pace(now: Pace, items: int) -> Span:
+def _by_speed(now: Speed, items: int) -> Span:
     middle = items / now.items_per_s
     chance = min(0.9, _Z90 * math.sqrt(1 / now.items + 1 / items))
     return Span(middle / (1 + chance), middle, middle / (1 - chance))
