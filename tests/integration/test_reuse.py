@@ -243,10 +243,10 @@ async def test_items_that_never_ask_are_planned_as_what_they_are() -> None:
     async with Counted().rehearsal as platform:
         run = (await platform.run(AUDIT, documents(2))).run
         plan = await platform.plan_run(run, flow=broken)
-        assert (plan.calls, plan.reused, plan.failed) == (0, 4, 1)
+        assert (plan.calls, plan.reused, plan.quarantined) == (0, 4, 1)
         rows = replace(AUDIT, takes=Moved)
         stale = await platform.plan_run(run, flow=rows)
-        assert (stale.calls, stale.failed) == (0, 2)
+        assert (stale.calls, stale.quarantined) == (0, 2)
 
 
 # ── a schema that only became stricter ──

@@ -70,8 +70,8 @@ class Plan:
     run: str | None = None
     items: int = 0
     unreadable: int = 0
-    failed: int = 0
-    """Items whose workflow fails before it asks anything of a model."""
+    quarantined: int = 0
+    """Items that would go to quarantine without a further call: their workflow refuses them, or its own code fails."""
     unshaped: int = 0
     """Items of which nothing is known after their first call: no run of this workflow came so far."""
     agents: dict[str, AgentPlan] = field(default_factory=lambda: defaultdict(AgentPlan))
@@ -101,7 +101,7 @@ class Plan:
             "flow": self.flow,
             "items": self.items,
             "unreadable": self.unreadable,
-            "failed": self.failed,
+            "quarantined": self.quarantined,
             "unshaped": self.unshaped,
             "calls": self.calls,
             "unknown": sum(round(each.unknown) for each in self.agents.values()),
@@ -147,7 +147,7 @@ async def plan_run(kernel: Kernel, flow: Workflow, run: str, over: Over) -> Plan
         try:
             opened = runs.open_item(kernel, flow, row, item, is_plan=True, steer=steer)
         except ValidationError:  # the workflow's own model was changed: the run would quarantine it
-            planner.plan.failed += 1
+            planner.plan.quarantined += 1
             continue
         await planner.walk(item["subject"], *opened, refused)
     return planner.plan
@@ -208,7 +208,7 @@ class _Planner:
         if item.misses:
             self._count_rest(subject, item)
         elif not is_whole:
-            self.plan.failed += 1
+            self.plan.quarantined += 1
 
     def _count(self, miss: Miss, why: str) -> None:
         told = self.plan.agents[miss.agent]

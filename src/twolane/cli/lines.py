@@ -55,8 +55,8 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(
             f"  unknown  what comes after the first call of {plan.unshaped} items: no run of this flow came so far"
         )
-    if plan.failed:
-        lines.append(f"  failed   {plan.failed} items, in the workflow's own code")
+    if plan.quarantined:
+        lines.append(f"  refused  {plan.quarantined} items would go to quarantine without a further call")
     rows = []
     for name, each in plan.agents.items():
         told = each.fields()
