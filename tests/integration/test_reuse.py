@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sqlite3
@@ -227,6 +228,29 @@ async def test_a_changed_input_is_named_with_who_made_it() -> None:
         run = (await platform.run(build(planner=LOUDER), documents(1))).run
         plan = await platform.plan_run(run, flow=build(planner=LOUDER))
         assert plan.agents["verifier"].why == {"its input changed (facts of extractor)": 1}
+
+
+async def test_a_workflow_that_fans_out_is_planned_with_all_it_asks_at_once() -> None:
+    @workflow(version="1", name="fan")
+    async def fan(contract: Document, do: Item) -> Report:
+        async with asyncio.TaskGroup() as group:
+            rules = [
+                group.create_task(do(verifier, Facts(price=contract.text), f"rule {number}")) for number in range(3)
+            ]
+        found = await asyncio.gather(
+            *(do(synthesizer, Facts(price=str(n)), rule.result()) for n, rule in enumerate(rules))
+        )
+        return Report(text=" ".join(each.text for each in found))
+
+    async with Counted().rehearsal as platform:
+        first = await platform.plan(fan, documents(2))
+        assert (first.agents["verifier"].calls, first.unshaped) == (6, 2)
+        await platform.run(fan, documents(2))
+        assert (await platform.plan(fan, documents(2))).reused == 12
+        plan = await platform.plan(fan, documents(3))
+        assert {name: (each.calls, each.unknown) for name, each in plan.agents.items()} == {
+            "verifier": (3, 0), "synthesizer": (3, 3),
+        }  # fmt: skip
 
 
 async def test_items_that_never_ask_are_planned_as_what_they_are() -> None:

@@ -99,19 +99,22 @@ def explain(now: Mapping[str, str], before: Sequence[Mapping[str, str]], *, make
     """Why a step has no memo, in words: what of it differs from the most similar of those `before` (newest first).
 
     Parts are digests by name; inputs stand among them as `input NAME`, and `makers` says which agent made an input.
-    A changed input says all: the prompt that is made from it had to change.
+    Where the question changed and an input did, the input is named: the question, which is made from it, had to.
     """
     if not before:
         return NEVER
     nearest = max(before, key=lambda parts: sum(parts.get(name) == digest for name, digest in now.items()))
-    changed = [name for name in {**now, **nearest} if now.get(name) != nearest.get(name)]
-    inputs = [name.removeprefix(INPUT) for name in changed if name.startswith(INPUT)]
-    if inputs:
+    changed = {name for name in _WORDS if now.get(name) != nearest.get(name)}
+    inputs = [
+        name.removeprefix(INPUT)
+        for name in now
+        if name.startswith(INPUT) and name in nearest and now[name] != nearest[name]
+    ]
+    words = []
+    if inputs and changed & {"prompt", "passages"}:
         named = [f"{name} of {makers[name]}" if name in makers else name for name in inputs]
         words = [f"its input changed ({', '.join(named)})"]
-        changed = [name for name in changed if name not in ("prompt", "passages")]
-    else:
-        words = []
+        changed -= {"prompt", "passages"}
     return ", ".join(words + [text for name, text in _WORDS.items() if name in changed])
 
 

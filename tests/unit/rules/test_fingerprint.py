@@ -77,7 +77,10 @@ PARTS = {"prompt": "p", "passages": "d", "schema": "s", "route": "r", "sampling"
         ({"again": "r1"}, "asked again on purpose"),
         ({"prompt": "q", "input facts": "h"}, "its input changed (facts of extractor)"),
         ({"prompt": "q", "input rules": "h"}, "its input changed (rules)"),
-        ({"input facts": "h", "schema": "z"}, "its input changed (facts of extractor), its schema changed"),
+        ({"passages": "e", "input facts": "h", "schema": "z"},
+         "its input changed (facts of extractor), its schema changed"),
+        ({"input facts": "h", "schema": "z"}, "its schema changed"),
+        ({"prompt": "q", "input more": "h"}, "its prompt changed"),
         ({"prompt": "q", "schema": "z"}, "its prompt changed, its schema changed"),
     ],
 )  # fmt: skip
