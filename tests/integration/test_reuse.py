@@ -428,6 +428,10 @@ async def test_asking_again_for_the_quarantined_leaves_the_others_alone() -> Non
         summary = await go_on(platform, run, from_agent="extractor", quarantined=True)
         assert counted.calls() == {"extractor": 1, "verifier": 1, "synthesizer": 1}
         assert summary.items == {"total": 4, "done": 4, "quarantined": 0}
+        await go_on(platform, run, from_agent="extractor")
+        assert counted.calls() == {"extractor": 4}
+        await platform.work(await platform.fork(run, from_agent="extractor", flow=AUDIT), flow=AUDIT)
+        assert counted.calls() == {"extractor": 4}
 
 
 async def test_an_agent_that_never_answered_cannot_be_asked_again() -> None:

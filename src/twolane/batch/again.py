@@ -69,6 +69,7 @@ def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]
         else:
             replaced = [each["name"] for each in tx.all("names_of_items", run=run, status="done")]
             tx.run("requeue_all_items", run=run)
+            tx.run("forget_again", run=run, agent=how.from_agent)
         for item in items:
             tx.run("steer", run=run, item=item, agent=how.from_agent, again=salt, route="")
         told = {
@@ -147,6 +148,7 @@ async def fork(
     def release(tx: Transaction) -> None:
         tx.run("copy_steers", run=fresh, of=run)
         if from_agent is not None:
+            tx.run("forget_again", run=fresh, agent=from_agent)
             tx.run("steer", run=fresh, item="", agent=from_agent, again=fresh, route="")
         tx.run("queue_run", id=fresh)
         ledger.append(tx, created)
