@@ -366,3 +366,31 @@ def test_the_outside_contract_of_the_quarantine(shell: Shell) -> None:
     assert shell.json("quarantine", "release", "--run", run, "c.txt", "--route", "model")["released"] == ["c.txt"]
     assert shell.json("run", "resume", run, "--wait")["items"] == {"total": 2, "done": 1, "quarantined": 1}
     assert "1 by document" in shell.run("quarantine", "list").stdout
+
+
+def test_a_run_is_watched_in_lines_until_it_has_ended(shell: Shell, children: list[subprocess.Popen[str]]) -> None:
+    slow = REHEARSED.replace("[upstream.bad]", "options = { token_ms = 60 }\n[upstream.bad]")
+    (shell.folder / "twolane.toml").write_text(slow)
+    (shell.folder / "mine.py").write_text(FLOW)
+    (shell.folder / "in").mkdir()
+    for number in range(8):
+        (shell.folder / "in" / f"c{number}.txt").write_text(f"The price is {number} EUR.")
+    run = shell.json("run", "start", "mine:review", "in")["run"]
+    watchers = [shell.spawn("run", "watch", run, "--json"), shell.spawn("run", "watch", run)]
+    worker = shell.spawn("work", "--once")
+    children += [*watchers, worker]
+    told, plain = (watcher.communicate(timeout=40)[0] for watcher in watchers)
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert lines[0]["status"] == "queued"
+    assert [line["status"] for line in lines].count("done") == 1
+    shown = shell.json("run", "show", run)
+    assert lines[-1] == lines[-1] | {**shown, "items": {**shown["items"], "left": 0}}
+    assert [watcher.returncode for watcher in watchers] == [0, 0]
+    assert "queued · 0 of 8 done" in plain
+    assert plain.count(f"run {run} · mine:review · done") == 1
+    (only,) = shell.run("run", "watch", run, "--json").stdout.splitlines()
+    assert json.loads(only)["left_by"] == "it has ended"
+    stopped = shell.json("run", "start", "mine:review", "in", "--budget", "$0.0000001", "--with", "rules=x", "--wait",
+                         code=3)["run"]  # fmt: skip
+    assert shell.run("run", "watch", stopped).returncode == 3
+    assert shell.run("run", "watch", "nope").returncode == 2

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -32,7 +33,7 @@ class Miss:
     """While planning: a step that a run would have to call, and why."""
 
     agent: str
-    why: str
+    why: Callable[[], str]
     request: Request
 
 
@@ -206,7 +207,7 @@ class Item:
                 self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
-            self.misses.append(Miss(agent.name, self._memos.why(sought), request))
+            self.misses.append(Miss(agent.name, partial(self._memos.why, sought), request))
             raise NeedsCall(agent.name)
         return await Handoff(
             self._kernel,

@@ -31,6 +31,7 @@ from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin, Subject
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
+from twolane.kernel.progress import status_of
 from twolane.knowledge.ingest import Source
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
@@ -314,20 +315,12 @@ def item(kernel: Kernel, run: str, name: str) -> Row:
     return row
 
 
-def status_of(kernel: Kernel, row: Row) -> str:
-    """A run's status: one whose process died while it ran is stopped, and one that its worker left is queued, whatever
-    the row still says."""
-    if row["status"] == "running" and not kernel.presence.is_alive(row["owner"]):
-        return "stopped" if row["owner"] else "queued"
-    return str(row["status"])
-
-
 def summary(kernel: Kernel, run: str) -> RunSummary:
     """What is known of a run now, read from its roll-ups."""
     row = find(kernel, run)
     counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
     totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
-    status, reason, seconds = status_of(kernel, row), row["reason"], row["seconds"]
+    status, reason, seconds = status_of(row, kernel.presence.is_alive), row["reason"], row["seconds"]
     if status == "running":
         seconds += max(0.0, time.time() - row["began"] / 1e6)
     elif row["status"] == "running" and not row["owner"]:

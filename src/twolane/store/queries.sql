@@ -519,6 +519,10 @@ ON CONFLICT (run, item, agent) DO UPDATE
 SET again = CASE WHEN excluded.again = '' THEN steer.again ELSE excluded.again END,
     route = CASE WHEN excluded.route = '' THEN steer.route ELSE excluded.route END;
 
+-- name: forget_again
+-- What was said of single items no longer counts: the agent is asked again for all of them.
+UPDATE steer SET again = '' WHERE run = :run AND agent = :agent AND item <> '';
+
 -- name: steered
 -- What was decided about one item of a run; what is said of all items comes first.
 SELECT agent, again, route FROM steer WHERE run = :run AND item IN ('', :item) ORDER BY item;
