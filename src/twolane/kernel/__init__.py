@@ -15,7 +15,7 @@ from twolane.kernel import ledger
 from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
-from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
+from twolane.kernel.step import Answer, Door, House, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
 from twolane.models import Model
@@ -75,15 +75,7 @@ class Kernel:
         )
         leases = Leases(store, owner=presence.name, is_alive=presence.is_alive)
         lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()}, leases=leases)
-        door = Door(
-            store,
-            upstreams=upstreams,
-            treasury=treasury,
-            lanes=lanes,
-            switches=switches,
-            currency=config.currency,
-            step_salt=vault.step_salt,
-        )
+        door = Door(House(store, upstreams, treasury, lanes, switches, config.currency, vault.step_salt))
         kernel = cls(config, store, path, vault, presence, treasury, switches, lanes, door, upstreams)
         try:
             await kernel._agree_on_currency()
