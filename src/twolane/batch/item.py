@@ -24,7 +24,7 @@ from twolane.domain.schema import judge, revive
 from twolane.errors import HandoffRefused, Problem, UpstreamError
 from twolane.kernel import Kernel, Request, Settled
 from twolane.rules.fingerprint import fingerprint
-from twolane.store import Row, Transaction
+from twolane.store import Row, Transaction, gather
 from twolane.store.vault import seal, unseal
 
 
@@ -197,7 +197,8 @@ class Item:
 
         def also(tx: Transaction, settled: Settled) -> None:
             usage = settled.usage
-            tx.run(
+            gather(
+                tx,
                 "add_memo",
                 fingerprint=key,
                 subject=self._subject.id,

@@ -151,9 +151,9 @@ WHERE scope = :scope AND window = :window;
 INSERT INTO reservation (step, owner, pico, tokens, windows, entry)
 VALUES (:step, :owner, :pico, :tokens, :windows, :entry);
 
--- name: end_reservation
--- A hold ends exactly once: the row goes, and its figures come back.
-DELETE FROM reservation WHERE step = :step RETURNING pico, tokens, windows, entry;
+-- name: end_reservations
+-- Holds end exactly once: the rows of these steps go, and their figures come back.
+DELETE FROM reservation WHERE step IN (SELECT value FROM json_each(:steps)) RETURNING step, pico, tokens, windows;
 
 -- name: reservations
 -- Every hold, for recovery and for whoever asks what is in flight.
