@@ -7,7 +7,7 @@ else asked of a model, judged against its schema, and kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from twolane.domain.canonical import commitment
 from twolane.domain.completion import Completion
 from twolane.domain.document import Document
 from twolane.domain.money import Money
-from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
+from twolane.domain.records import Lane, Message, ModelCall, Origin, Status, Subject
 from twolane.domain.schema import judge, revive
 from twolane.errors import HandoffRefused, Problem, UpstreamError
 from twolane.kernel import Kernel, Request, Settled
@@ -46,12 +46,29 @@ class _Memo:
     figures: dict[str, int | None]
 
 
-@dataclass
 class _Flight:
-    """A step that is being performed, and how many wait for it."""
+    """A step that is being performed, and those who wait for it. A future for each of them: a shield around the task
+    does the same for twice the time."""
 
-    task: asyncio.Future[Any]  # Any: each agent's own schema
-    waiting: int = 0
+    __slots__ = ("task", "waiters")
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:  # Any: each agent's own schema
+        self.waiters: dict[asyncio.Future[Any], None] = {}
+        self.task = asyncio.get_running_loop().create_task(self._fly(work))
+
+    async def _fly(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            value = await work
+        except BaseException as error:
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.cancel() if isinstance(error, asyncio.CancelledError) else waiter.set_exception(error)
+            if isinstance(error, KeyboardInterrupt | SystemExit) or not self.waiters:
+                raise
+        else:
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.set_result(value)
 
 
 class Item:
@@ -83,34 +100,37 @@ class Item:
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
         self._is_plan = is_plan
         self._flights: dict[str, _Flight] = {}
+        self._origins: dict[str, Origin] = {}
+        """By agent."""
 
     async def __call__(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Perform an agent; identical calls in flight are made once."""
         prompt = agent.prompt(*args, **kwargs)
-        key = self._fingerprint(agent, prompt)
+        messages = prompt.messages()
+        key = self._fingerprint(agent, prompt, messages)
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, key)))
-        flight.waiting += 1
+            flight = self._flights[key] = _Flight(self._perform(agent, prompt, messages, key))
+        waiter: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        flight.waiters[waiter] = None
         try:
-            value: R = await asyncio.shield(flight.task)
-            return value
+            return await waiter
         finally:
-            flight.waiting -= 1
-            if not flight.waiting:
+            del flight.waiters[waiter]
+            if not flight.waiters:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
                 if not flight.task.done():  # everybody who asked has gone away
                     flight.task.cancel()
                     await asyncio.wait([flight.task])
 
-    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt) -> str:
+    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt, messages: tuple[Message, ...]) -> str:
         drawn = f"{self._origin.run}/{self._origin.item}/" if prompt.temperature > 0 else ""
         try:
             asked = fingerprint(
                 tenant=self._origin.tenant,
                 agent=agent.name,
-                messages=prompt.messages(),
+                messages=messages,
                 schema=agent.schema(),
                 candidates=self._kernel.candidates(agent.route),
                 max_tokens=prompt.max_tokens or 0,
@@ -128,9 +148,9 @@ class Item:
             await asyncio.wait(flights)
             await asyncio.sleep(0)
 
-    async def _perform(self, agent: Agent[..., R], prompt: Prompt, key: str) -> R:
-        memo = self._memo(agent, key)
-        request = self._request(agent, prompt)
+    async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], key: str) -> R:
+        memo = await self._memo(agent, key)
+        request = self._request(agent, prompt, messages)
         if memo is not None:
             if not self._is_plan:
                 self._kernel.switches.check(request.origin.scopes())
@@ -142,7 +162,8 @@ class Item:
         spent = 0
         for round_number in range(agent.repairs + 1):
             if round_number:
-                request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
+                repaired = _repaired(prompt, problems)
+                request = replace(self._request(agent, repaired, repaired.messages()), attempt=round_number + 1)
             within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
             value, problems, settled = await self._ask(agent, within, key)
             spent += settled.pico or 0
@@ -150,13 +171,15 @@ class Item:
                 return value
         raise HandoffRefused(agent.name, problems)
 
-    def _request(self, agent: Agent[..., Any], prompt: Prompt) -> Request:
-        origin = replace(self._origin, agent=agent.name)
+    def _request(self, agent: Agent[..., Any], prompt: Prompt, messages: tuple[Message, ...]) -> Request:
+        origin = self._origins.get(agent.name)
+        if origin is None:
+            origin = self._origins[agent.name] = replace(self._origin, agent=agent.name)
         return Request(
             origin=origin,
             lane=Lane.BATCH,
             route=self._kernel.route(agent.route, origin, lane=Lane.BATCH, agent=agent.name),
-            call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
+            call=ModelCall(messages, "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
 
@@ -212,9 +235,9 @@ class Item:
 
         return also
 
-    def _memo(self, agent: Agent[..., R], key: str) -> _Memo | None:
+    async def _memo(self, agent: Agent[..., R], key: str) -> _Memo | None:
         """The stored output, judged again: a validator may have been tightened since."""
-        row = self._kernel.store.one("memo", fingerprint=key)
+        row = await self._kernel.lookups.one("memos", key)
         if row is None:
             return None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))

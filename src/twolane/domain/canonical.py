@@ -103,7 +103,8 @@ def canonical_json(value: object) -> bytes:
 
     Plain is what JSON knows: None, truth values, strings, integers of at most 64 bits, finite floats, lists or tuples,
     and mappings with string keys. Below 2**53, a float without a fraction is written as the integer it equals, so that
-    0 and 0.0 are one value. Not quite RFC 8785: keys are sorted by code point, not by UTF-16 unit.
+    0 and 0.0 are one value. Not quite RFC 8785: keys are sorted by code point, not by UTF-16 unit. A part that was
+    written before may stand in it as `orjson.Fragment`.
 
     Raises:
         ValueError: a NaN, an infinity, a value of another type, or text with a lone surrogate.
@@ -116,7 +117,7 @@ def canonical_json(value: object) -> bytes:
 
 def _plain(value: object, depth: int) -> object:
     """The same value in exact JSON types: left alone, orjson writes a NaN as null and takes dates and dataclasses."""
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | orjson.Fragment):
         return value
     if isinstance(value, str):
         return str.__str__(value)

@@ -42,6 +42,9 @@ class EventReader:
         if len(self._rest) > MAX_EVENT_BYTES:
             raise EventError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         for event in events:
+            if event.startswith(b"data: {") and b"\n" not in event:  # as nearly every event is
+                yield event[6:]
+                continue
             lines = [line[5:].lstrip(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
             if any(lines):  # an empty one keeps a connection awake and says nothing
                 yield b"\n".join(lines)
@@ -53,7 +56,7 @@ def parse_event(payload: bytes) -> dict[str, object] | None:
     Raises:
         EventError: not JSON, not an object, or an `error` event; the message is the upstream's own where it gave one.
     """
-    if payload.strip() == b"[DONE]":
+    if payload[:1] != b"{" and payload.strip() == b"[DONE]":
         return None
     try:
         chunk = orjson.loads(payload)
@@ -151,7 +154,8 @@ class Completion:
         event = chunk.get("anthropic")
         if isinstance(event, dict):
             self.events.append(event)
-        self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
+        if not chunk.keys() <= _OWN:
+            self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict):
@@ -161,7 +165,8 @@ class Completion:
         index = choice.get("index")
         index = index if isinstance(index, int) else 0
         whole = self.choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
-        whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
+        if not choice.keys() <= _CHOICE:
+            whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
         message = whole["message"]
         assert isinstance(message, dict)
         delta = choice.get("delta")

@@ -11,9 +11,10 @@ from twolane.domain.completion import Completion, EventError
 from twolane.domain.records import Status, Usage
 from twolane.errors import UpstreamError
 from twolane.kernel.document import Document, DocumentMeter
-from twolane.kernel.meter import Meter, Silence
+from twolane.kernel.meter import Meter
 from twolane.kernel.request import Upstream
 from twolane.kernel.treasury import Hold
+from twolane.kernel.watch import Patience, Watch
 from twolane.models import ModelStream
 from twolane.store import Transaction
 
@@ -62,8 +63,10 @@ class Answer:
     The caller may say how it ended (`status`, `reason`) and what must be committed together with it (`also`).
     """
 
-    def __init__(self, step: str, upstream: Upstream, stream: ModelStream, meter: Meter, hold: Hold | None) -> None:
-        self.step, self.upstream, self.hold = step, upstream, hold
+    def __init__(
+        self, step: str, upstream: Upstream, stream: ModelStream, meter: Meter, hold: Hold | None, watch: Watch
+    ) -> None:
+        self.step, self.upstream, self.hold, self._watch = step, upstream, hold, watch
         self.status, self.reason = Status.OK, ""
         self.also: Callable[[Transaction, Settled], None] | None = None
         self.recorded: asyncio.Future[Settled] | None = None
@@ -84,28 +87,37 @@ class Answer:
         return self.stream.headers
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        meter = self.meter
-        for block in meter.peeked:
-            yield block
+        for peeked in self.meter.peeked:
+            yield peeked
         try:
-            async with asyncio.timeout(None) as timer:
-                with Silence(timer, self.upstream.idle_s) as silence:
-                    while True:
-                        if meter.is_complete():  # only the end of the connection can come: worth a moment, for reuse
-                            silence.patience_s = min(DONE_S, silence.patience_s)
-                        silence.begins()
-                        try:
-                            block = await anext(self.blocks)
-                        except StopAsyncIteration:
-                            break
-                        silence.ends()
-                        meter.saw(block)
-                        yield block
+            with self._watch.patience() as patience:
+                while (block := await self._next(patience)) is not None:
+                    yield block
         except TimeoutError:
-            if not meter.is_complete():
-                problem = f"silent for {self.upstream.idle_s:g} s"
-                raise UpstreamError(self.upstream.name, problem, retryable=True) from None
-        if not meter.is_complete():
+            self._fell_silent()
+        self._check_end()
+
+    async def _next(self, patience: Patience) -> bytes | None:
+        """The next block, None at the end."""
+        patience_s = self.upstream.idle_s
+        if self.meter.is_complete():  # only the end of the connection can come: worth a moment, for reuse
+            patience_s = min(DONE_S, patience_s)
+        patience.begins(patience_s)
+        try:
+            block = await anext(self.blocks)
+        except StopAsyncIteration:
+            return None
+        patience.ends()
+        self.meter.saw(block)
+        return block
+
+    def _fell_silent(self) -> None:
+        if not self.meter.is_complete():
+            problem = f"silent for {self.upstream.idle_s:g} s"
+            raise UpstreamError(self.upstream.name, problem, retryable=True) from None
+
+    def _check_end(self) -> None:
+        if not self.meter.is_complete():
             problem = "it ended its answer without [DONE]: the answer was cut off"
             raise UpstreamError(self.upstream.name, problem, retryable=True)
 
@@ -132,15 +144,26 @@ class Answer:
     async def _read_whole(self) -> Completion:
         completion = Completion()
         try:
-            async for block in self:
+            for block in self.meter.peeked:
                 completion.feed(block)
+            await self._read_rest(completion)
             if not completion.is_done:
                 completion.feed(b"\n\n")  # some servers leave out the last empty line
         except EventError as error:
             problem = "its stream does not hold a completion"
             raise UpstreamError(self.upstream.name, problem, detail=str(error), retryable=True) from None
-        self.meter.text_bytes = len(completion.text.encode())
+        self.meter.text_bytes, self.meter.told = len(completion.text.encode()), completion.usage
         return completion
+
+    async def _read_rest(self, completion: Completion) -> None:
+        """As `__aiter__` does, but without a generator between: this is where a batch step spends its time."""
+        try:
+            with self._watch.patience() as patience:
+                while (block := await self._next(patience)) is not None:
+                    completion.feed(block)
+        except TimeoutError:
+            self._fell_silent()
+        self._check_end()
 
     async def document(self) -> Document:
         """Read to the end what is one JSON document, such as embeddings."""

@@ -7,7 +7,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from twolane.kernel.meter import Meter
 from twolane.kernel.request import Request, Upstream, check_allowance, identity, new_id, sized
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Hold, Treasury
+from twolane.kernel.watch import Watch
 from twolane.models import ModelStream
 from twolane.rules import pricing
 from twolane.store import Store, Transaction
@@ -43,6 +44,7 @@ class House:
     switches: Switches
     currency: str
     step_salt: Callable[[str], bytes]
+    watch: Watch = field(default_factory=Watch)
 
     def salt(self, request: Request, step: str) -> bytes:
         """What a step's commitments are salted with: its subject's salt, or one of its own where no body is kept."""
@@ -73,14 +75,21 @@ class Attempt:
         self._task: asyncio.Task[object] | None = None
         self._is_cancelled = False
 
-    async def __aenter__(self) -> Attempt:
+    async def __aenter__(self) -> Answer:
         self._task = asyncio.current_task()
         self._cancelled_before = self._task.cancelling() if self._task is not None else 0
-        return self
+        try:
+            return await self._begin()
+        except BaseException as error:
+            self._close(error)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
         self._end(error)
         if self._is_preempted and self._task is not None:
             self._task.uncancel()  # something else ended the step first, and swallowed it
@@ -89,7 +98,7 @@ class Attempt:
                 self._task.uncancel()
             raise self._killed from error
 
-    async def begin(self) -> Answer:
+    async def _begin(self) -> Answer:
         """The first attempt whose first block arrived. A lane that is full hands the call to the route's next upstream
         at once; one deadline covers them all, so a backoff that would pass it is not slept."""
         attempt, last, full = self._request.attempt, None, None
@@ -130,7 +139,7 @@ class Attempt:
         self._answer = None
         self._end_preemption()
         self._request = dataclasses.replace(self._request, attempt=answer.meter.attempt() + 1)
-        answer.become(await self.begin())
+        answer.become(await self._begin())
         self._answer = answer
         return True
 
@@ -221,7 +230,9 @@ class Attempt:
         )
 
     async def _take_slot(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
-        permit = self._permit = await self._house.lanes.admit(upstream.name, claim)
+        lanes = self._house.lanes
+        permit = lanes.try_admit(upstream.name, claim) or await lanes.admit(upstream.name, claim)
+        self._permit = permit
         meter.queued_us = int(permit.waited_s * 1_000_000)
 
         def release() -> None:
@@ -268,9 +279,10 @@ class Attempt:
         """Send, and peek at the first event before anybody is told that this attempt succeeded."""
         stream: ModelStream | None = None
         try:
-            async with asyncio.timeout(upstream.first_token_s):
+            with self._house.watch.patience() as patience:
+                patience.begins(upstream.first_token_s)
                 stream = await upstream.model.open(call)
-                self._answer = answer = Answer(step, upstream, stream, meter, hold)
+                self._answer = answer = Answer(step, upstream, stream, meter, hold, self._house.watch)
                 while not meter.has_first_token():
                     block = await anext(answer.blocks)
                     meter.peeked.append(block)

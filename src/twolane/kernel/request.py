@@ -86,7 +86,8 @@ def sized(call: ModelCall, upstream: Upstream) -> ModelCall:
     """
     if call.kind is Kind.EMBEDDINGS:  # nothing is written, and the context holds for each input, not for all of them
         return dataclasses.replace(call, model=upstream.model_name, max_tokens=0)
-    size = pricing.input_bound(call)
+    measured = pricing.measure(call)
+    size = pricing.read_bound(measured)
     if size // 6 > upstream.context_tokens:
         raise BadRequest(
             f"the input of {size:,} bytes does not fit into the {upstream.context_tokens:,} tokens of upstream "
@@ -94,7 +95,7 @@ def sized(call: ModelCall, upstream: Upstream) -> ModelCall:
         )
     room = upstream.context_tokens - size // 4
     tokens = max(1, min(call.max_tokens or upstream.output_tokens, upstream.output_tokens, max(room, 1)))
-    return call.sized(upstream.model_name, tokens)
+    return call.sized(upstream.model_name, tokens, measured)
 
 
 def check_allowance(request: Request, call: ModelCall, upstream: Upstream, currency: str) -> None:
@@ -142,10 +143,11 @@ def identity(request: Request, upstream: Upstream, step: str, *, salt: bytes) ->
 def _input_digest(call: ModelCall, salt: bytes) -> str:
     """A commitment to what is asked. All of it came out of a JSON reader or is text: no walk makes it plain."""
     messages = call.raw_messages or [[message.role, message.content] for message in call.messages]
-    asked: list[object] = [list(messages), call.schema.schema if call.schema else None, call.extras]
+    asked: list[object] = [list(messages), None, call.extras]
     if call.native is not None:
         asked.append(call.native.body)
     try:
+        asked[1] = orjson.Fragment(call.schema.text) if call.schema else None
         body = orjson.dumps(asked, default=dict, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:
         raise BadRequest(f"no canonical form: {error}") from None

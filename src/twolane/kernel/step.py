@@ -10,8 +10,7 @@ the caller holds while a step runs is an `Answer`: `kernel.answer`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from twolane.domain.records import Status
 from twolane.kernel import ledger, treasury
@@ -29,8 +28,7 @@ class Door:
     def __init__(self, house: House) -> None:
         self._house = house
 
-    @asynccontextmanager
-    async def step(self, request: Request) -> AsyncIterator[Answer]:
+    def step(self, request: Request) -> AbstractAsyncContextManager[Answer]:
         """Make one call; the body reads the answer. When the body ends, so does the step.
 
         Raises:
@@ -38,8 +36,7 @@ class Door:
             UpstreamError: every attempt failed before its first byte, or the last one broke off.
             Killed: a switch closed it while it ran.
         """
-        async with Attempt(self._house, request) as attempt:
-            yield await attempt.begin()
+        return Attempt(self._house, request)
 
     def reuse(self, tx: Transaction, request: Request, *, of_step: str, output_digest: str) -> str:
         """Record that a memo answered: an entry that points at the step that paid, at cost 0. Gives its step id."""

@@ -28,7 +28,7 @@ class Switches:
         self._store = store
         self._epoch = -1
         self._tripped: dict[str, str] = {}
-        self._running: dict[str, tuple[frozenset[str], Callable[[str, str], None]]] = {}
+        self._running: dict[str, tuple[Sequence[str], Callable[[str, str], None]]] = {}
         self._poller: asyncio.Task[None] | None = None
 
     def check(self, scopes: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class Switches:
     def started(self, step: str, scopes: Sequence[str], close: Callable[[str, str], None]) -> None:
         """A step runs: `close(scope, cause)` is called, once and without an await, when a switch of its scopes
         trips."""
-        self._running[step] = (frozenset(scopes), close)
+        self._running[step] = (scopes, close)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.get_running_loop().create_task(self._poll())
 

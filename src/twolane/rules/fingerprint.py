@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import orjson
+
 from twolane.domain.canonical import canonical_json
 from twolane.domain.records import Message, ReplySchema
 
@@ -33,11 +35,21 @@ def fingerprint(
             "format": FORMAT,
             "tenant": tenant,
             "agent": agent,
-            "messages": [[message.role, message.content] for message in messages],
-            "schema": [schema.name, schema.schema],
+            "messages": _written([[message.role, message.content] for message in messages]),
+            "schema": orjson.Fragment(schema.canonical),
             "candidates": list(candidates),
             "max_tokens": max_tokens,
             "temperature": temperature,
             "sample": sample,
         }
     )
+
+
+def _written(messages: list[list[str]]) -> orjson.Fragment:
+    """Texts have one form only, so they need no walk; what an agent gives instead of a text is looked at."""
+    if all(type(part) is str for message in messages for part in message):
+        try:
+            return orjson.Fragment(orjson.dumps(messages))
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"no canonical form: {error}") from error
+    return orjson.Fragment(canonical_json(messages))

@@ -384,10 +384,12 @@ UPDATE item SET status = 'queued' WHERE run = :run AND status = 'quarantined' AN
 SELECT i.run, i.name, i.agent, i.problems, i.reply, i.source FROM item i JOIN run r ON r.id = i.run
 WHERE i.status = 'quarantined' AND (:run IS NULL OR i.run = :run) ORDER BY r.created, i.position;
 
--- name: memo
--- An accepted output by its fingerprint.
-SELECT m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us, b.sealed, s.id AS subject, s.wrapped
-FROM memo m JOIN body b ON b.id = m.body JOIN subject s ON s.id = m.subject WHERE m.fingerprint = :fingerprint;
+-- name: memos
+-- Accepted outputs by their fingerprints.
+SELECT m.fingerprint AS "key", m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us, b.sealed,
+       s.id AS subject, s.wrapped
+FROM memo m JOIN body b ON b.id = m.body JOIN subject s ON s.id = m.subject
+WHERE m.fingerprint IN (SELECT value FROM json_each(:keys));
 
 -- name: add_memo
 -- Keep an accepted output. One that is there already no longer passes its agent's validators: it is replaced.
