@@ -43,9 +43,10 @@ class Prompt:
 
     def messages(self) -> tuple[Message, ...]:
         """The messages in order."""
-        documents = "\n\n".join(as_data(document) for document in self.context)
-        middle = (Message("user", documents),) if documents else ()
-        return (Message("system", self.system), *middle, Message("user", self.user))
+        first, last = Message("system", self.system), Message("user", self.user)
+        if not self.context:
+            return (first, last)
+        return (first, Message("user", "\n\n".join(as_data(document) for document in self.context)), last)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from twolane.batch.run import RunSummary
-from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, table
+from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, run_worker, table
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
 from twolane.platform import Platform
@@ -52,7 +52,7 @@ def start(
             emit(is_json, summary.fields(), [f"run {identity} is queued: {summary.items['total']} items; {workers}"])
             return 0
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command()
@@ -75,7 +75,7 @@ def forecast(
             emit(is_json, {"run": identity, **summary.forecast}, forecast_lines(summary.forecast))
             return 0
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command()
@@ -93,7 +93,7 @@ def resume(
             await platform.prepare_resume(identity, quarantined=quarantined)
             return _show(await _work(platform, identity, is_json=is_json), is_json)
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command(hidden=True)
@@ -104,7 +104,7 @@ def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fal
         async with await Platform.open(load_config(config)) as platform:
             return _show(await platform.work(identity), is_json)
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command(name="list")

@@ -35,7 +35,7 @@ def leaf_bytes(fields: Mapping[str, object]) -> bytes:
     Raises:
         InvalidEntry: a key or value outside these limits, named with its path; or more than 16 KB in all.
     """
-    leaf = dict(fields)
+    leaf = fields if type(fields) is dict else dict(fields)
     _check_object(leaf, "", 1)
     try:
         data = orjson.dumps(leaf, option=orjson.OPT_SORT_KEYS)
@@ -103,8 +103,7 @@ def canonical_json(value: object) -> bytes:
 
     Plain is what JSON knows: None, truth values, strings, integers of at most 64 bits, finite floats, lists or tuples,
     and mappings with string keys. Below 2**53, a float without a fraction is written as the integer it equals, so that
-    0 and 0.0 are one value. Not quite RFC 8785: keys are sorted by code point, not by UTF-16 unit. A part that was
-    written before may stand in it as `orjson.Fragment`.
+    0 and 0.0 are one value. Not quite RFC 8785: keys are sorted by code point, not by UTF-16 unit.
 
     Raises:
         ValueError: a NaN, an infinity, a value of another type, or text with a lone surrogate.
@@ -117,7 +116,7 @@ def canonical_json(value: object) -> bytes:
 
 def _plain(value: object, depth: int) -> object:
     """The same value in exact JSON types: left alone, orjson writes a NaN as null and takes dates and dataclasses."""
-    if value is None or isinstance(value, bool | orjson.Fragment):
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return str.__str__(value)

@@ -146,13 +146,14 @@ class Completion:
         return self._parts[0] if self._parts else ""
 
     def _read(self, chunk: dict[str, object]) -> None:
-        self.id = self.id or str(chunk.get("id") or "")
-        self.model = self.model or str(chunk.get("model") or "")
-        created = chunk.get("created")
-        self.created = self.created or (created if isinstance(created, int) else 0)
-        self.usage = usage_of(chunk) or self.usage
-        event = chunk.get("anthropic")
-        if isinstance(event, dict):
+        if not (self.id and self.model and self.created):
+            self.id = self.id or str(chunk.get("id") or "")
+            self.model = self.model or str(chunk.get("model") or "")
+            created = chunk.get("created")
+            self.created = self.created or (created if isinstance(created, int) else 0)
+        if "usage" in chunk:
+            self.usage = usage_of(chunk) or self.usage
+        if isinstance(event := chunk.get("anthropic"), dict):
             self.events.append(event)
         if not chunk.keys() <= _OWN:
             self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
@@ -164,7 +165,9 @@ class Completion:
     def _merge(self, choice: dict[str, object]) -> None:
         index = choice.get("index")
         index = index if isinstance(index, int) else 0
-        whole = self.choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
+        whole = self.choices.get(index)
+        if whole is None:
+            whole = self.choices[index] = {"index": index, "message": {"role": "assistant", "content": None}}
         if not choice.keys() <= _CHOICE:
             whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
         message = whole["message"]

@@ -379,7 +379,7 @@ class Attempt:
         settled, scopes = Settled(step, usage, pico, meter.total_us()), self._scopes
         fields = meter.fields | {
             "status": status,
-            "reason": reason[:500].encode(errors="replace").decode() or None,
+            "reason": reason[:500].encode(errors="replace").decode() if reason else None,
             "at_us": ledger.now_us(),
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,

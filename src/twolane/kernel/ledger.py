@@ -41,9 +41,9 @@ def append(tx: Transaction, fields: Mapping[str, object]) -> int:
     chained = {name: value for name, value in fields.items() if value is not None}
     for name in _WORDS:  # where a StrEnum may stand; a leaf takes exact types only
         word = chained.get(name)
-        if isinstance(word, StrEnum):
-            chained[name] = word.value
-    run = fields.get("run")
+        if word is not None and type(word) is not str and isinstance(word, StrEnum):
+            chained[name] = str.__str__(word)
+    run = chained.get("run")
     link = _chain(tx, run) if isinstance(run, str) else None
     if link is not None:
         chained["seq"], chained["prev"] = link.seq, link.prev

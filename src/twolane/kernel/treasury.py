@@ -176,7 +176,7 @@ class Treasury:
                 f"the cost of {unbounded} cannot be bounded, and a budget is set: send it in the request itself"
             )
         full = pricing.upper_bound(ask.call, ask.price)
-        short = [account for account in chain if _is_short(account, full)]
+        short = [account for account in chain if not account.carries(full.pico or 0, full.tokens)]
         parked = self._parked(tx, short, is_first=is_first) if short and not is_last else None
         if parked is not None:
             return parked
@@ -185,7 +185,7 @@ class Treasury:
             pico_left, tokens_left = budgets.left(chain)
             tokens = max(1, pricing.affordable_tokens(ask.call, ask.price, pico=pico_left, tokens=tokens_left))
             bound = pricing.upper_bound(dataclasses.replace(ask.call, max_tokens=tokens), ask.price)
-        refused = budgets.first_short(chain, pico=bound.pico or 0, tokens=bound.tokens)
+        refused = budgets.first_short(short, pico=bound.pico or 0, tokens=bound.tokens)
         if refused is not None:
             return self._exceeded(*refused, bound)
         written = tokens * pricing.choices(ask.call.extras)
@@ -349,10 +349,6 @@ def _changed(tx: Transaction, scope: str, now_us: int, fields: Mapping[str, obje
 
 def _run_of(scope: str) -> dict[str, str]:
     return {"run": scope.removeprefix("run:")} if scope.startswith("run:") else {}
-
-
-def _is_short(account: Account, bound: Bound) -> bool:
-    return budgets.first_short([account], pico=bound.pico or 0, tokens=bound.tokens) is not None
 
 
 def _scopes_of(fields: Mapping[str, object]) -> tuple[str, ...]:

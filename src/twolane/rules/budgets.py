@@ -31,6 +31,11 @@ class Account:
         """The same in tokens."""
         return None if self.limit_tokens is None else max(0, self.limit_tokens - self.spent_tokens - self.held_tokens)
 
+    def carries(self, pico: int, tokens: int) -> bool:
+        """True where this can still be held."""
+        money, count = self.left_pico(), self.left_tokens()
+        return (money is None or pico <= money) and (count is None or tokens <= count)
+
 
 def left(accounts: list[Account]) -> tuple[int | None, int | None]:
     """What the whole chain can still hold: (picounits, tokens); None where nothing limits."""

@@ -30,19 +30,25 @@ def fingerprint(
     is asked several times on purpose; for answers drawn at random (temperature > 0) it holds run and item, so that
     they are replayed inside one run and never reused by another.
     """
-    return canonical_json(
-        {
-            "format": FORMAT,
-            "tenant": tenant,
-            "agent": agent,
-            "messages": _written([[message.role, message.content] for message in messages]),
-            "schema": orjson.Fragment(schema.canonical),
-            "candidates": list(candidates),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "sample": sample,
-        }
-    )
+    asked = {
+        "format": FORMAT,
+        "tenant": tenant,
+        "agent": agent,
+        "messages": _written([[message.role, message.content] for message in messages]),
+        "schema": orjson.Fragment(schema.canonical),
+        "candidates": _canonical(candidates),
+        "max_tokens": _canonical(max_tokens),
+        "temperature": _canonical(temperature),
+        "sample": sample,
+    }
+    try:
+        return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"no canonical form: {error}") from error
+
+
+def _canonical(value: object) -> orjson.Fragment:
+    return orjson.Fragment(canonical_json(value))
 
 
 def _written(messages: list[list[str]]) -> orjson.Fragment:
@@ -52,4 +58,4 @@ def _written(messages: list[list[str]]) -> orjson.Fragment:
             return orjson.Fragment(orjson.dumps(messages))
         except orjson.JSONEncodeError as error:
             raise ValueError(f"no canonical form: {error}") from error
-    return orjson.Fragment(canonical_json(messages))
+    return _canonical(messages)
