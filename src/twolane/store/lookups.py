@@ -19,8 +19,8 @@ class Lookups:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._asked: dict[str, dict[str, asyncio.Future[Row | None]]] = {}
-        """By query and key, since the last answer."""
+        self._asked: dict[str, list[tuple[str, asyncio.Future[Row | None]]]] = {}
+        """By query, since its last answer: keys, each with the one who waits."""
 
     async def one(self, query: str, key: str) -> Row | None:
         """The row whose `key` is this one, None where there is none. `query` takes many keys (`:keys`, a JSON list) and
@@ -29,27 +29,25 @@ class Lookups:
         Raises:
             Whatever the database does, to all who asked in this turn.
         """
+        loop = asyncio.get_running_loop()
         asked = self._asked.get(query)
         if asked is None:
-            asked = self._asked[query] = {}
-            asyncio.get_running_loop().call_soon(self._answer, query)
-        waiter = asked.get(key)
-        if waiter is None:
-            waiter = asked[key] = asyncio.get_running_loop().create_future()
-            return await waiter
-        return await asyncio.shield(waiter)
+            asked = self._asked[query] = []
+            loop.call_soon(self._answer, query)
+        waiter: asyncio.Future[Row | None] = loop.create_future()
+        asked.append((key, waiter))
+        return await waiter
 
     def _answer(self, query: str) -> None:
-        waiters = self._asked.pop(query)
+        asked = self._asked.pop(query)
+        keys = orjson.dumps([key for key, _ in asked]).decode()
         try:
-            rows: Mapping[str, Row] = {
-                row["key"]: row for row in self._store.all(query, keys=orjson.dumps(list(waiters)).decode())
-            }
+            rows: Mapping[str, Row] = {row["key"]: row for row in self._store.all(query, keys=keys)}
         except Exception as error:  # noqa: BLE001 - whoever asked is told, whatever it was
-            for waiter in waiters.values():
+            for _, waiter in asked:
                 if not waiter.done():
                     waiter.set_exception(error)
             return
-        for key, waiter in waiters.items():
+        for key, waiter in asked:
             if not waiter.done():
                 waiter.set_result(rows.get(key))
