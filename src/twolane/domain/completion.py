@@ -35,7 +35,7 @@ class EventReader:
 
     def feed(self, block: bytes) -> Iterator[bytes]:
         """Payloads that became complete with this block; comments and other fields are skipped."""
-        data = self._rest + block
+        data = self._rest + block if self._rest else block
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         *events, self._rest = data.split(b"\n\n")
@@ -158,7 +158,7 @@ class Completion:
         if not chunk.keys() <= _OWN:
             self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
         choices = chunk.get("choices")
-        for choice in choices if isinstance(choices, list) else []:
+        for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._merge(choice)
 
@@ -173,6 +173,11 @@ class Completion:
         message = whole["message"]
         assert isinstance(message, dict)
         delta = choice.get("delta")
+        if index == 0 and isinstance(delta, dict) and len(delta) == 1 and isinstance(word := delta.get("content"), str):
+            before = message["content"]  # a piece of text alone, as most deltas are
+            message["content"] = before + word if isinstance(before, str) else _grown(before, word)
+            self._parts.append(word)
+            delta = None
         for name, part in (delta if isinstance(delta, dict) else {}).items():
             if name == "tool_calls" and isinstance(part, list):
                 calls = message.get("tool_calls")
