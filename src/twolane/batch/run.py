@@ -40,7 +40,7 @@ log = logging.getLogger("twolane.batch")
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
-KINDS = ("handoff", "document", "request", "upstream", "budget", "workflow")
+KINDS = ("handoff", "document", "request", "upstream", "budget", "time", "workflow")
 """What sends an item to quarantine."""
 
 SLICE = 100
