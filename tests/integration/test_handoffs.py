@@ -406,3 +406,48 @@ def test_a_workflow_says_how_long_its_items_may_take() -> None:
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ConfigError, match="timeout_s must be above 0"):
             workflow(version="1", timeout_s=wrong)
+
+
+# ── a workflow that changes in mid-run ──
+
+
+class Longer(BaseModel):
+    """What the second version returns: nothing of the first fits it."""
+
+    text: str
+    words: int
+
+
+async def test_a_workflow_that_changes_in_mid_run_goes_on_with_what_was_paid_for() -> None:
+    """Items that were done stay as they are, the others are done by the new version, and no step is paid twice."""
+    stricter = verifier.revised(lambda text: replace(verifier(text), system="You verify strictly."))
+
+    @workflow(version="1", name="changing")
+    async def before(contract: Document, do: Item) -> Verdict:
+        quote = await do(quoter, contract)
+        return await do(verifier, quote.quote.text)
+
+    @workflow(version="2", name="changing")
+    async def after(contract: Document, do: Item) -> Longer:
+        quote = await do(quoter, contract)
+        verdict = await do(stricter, quote.quote.text)
+        return Longer(text=verdict.text, words=len(verdict.text.split()))
+
+    rehearsal = Rehearsal(
+        quoter=lambda call: json.dumps({"quote": call.messages[1].content.split("\n")[1]}), verifier=GOOD
+    )
+    async with rehearsal as platform:
+        run = await platform.start(before, documents(30))
+        half = await platform.work(run, flow=before, pilot_only=True)
+        done = half.items["done"]
+        assert 0 < done < 30
+        await platform.prepare_resume(run)
+        whole = await platform.work(run, flow=after)
+        assert (whole.status, whole.items["done"]) == ("done", 30)
+        assert (rehearsal.requests("quoter"), rehearsal.requests("verifier")) == (30, 30)
+        results = [json.loads(path.read_text())["result"] for path in Path(whole.reports).glob("*.json")]
+        assert Counter(frozenset(result) for result in results) == {
+            frozenset({"text"}): done,
+            frozenset({"text", "words"}): 30 - done,
+        }
+        assert platform.verify().ok
