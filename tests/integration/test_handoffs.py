@@ -142,6 +142,28 @@ async def test_beside_its_own_document_what_other_agents_said_of_it_is_no_eviden
         assert summary.items["quarantined"] == 1
 
 
+class Strict(BaseModel, extra="forbid"):
+    id: str
+    amount: int
+
+
+async def test_what_a_bad_row_calls_its_columns_does_not_enter_the_ledger(tmp_path: Path) -> None:
+    @workflow(version="1")
+    async def spend(row: Strict, do: Item) -> Verdict:
+        raise AssertionError
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a", "amount": 1, "Miss Marple owes": 2}\n{"id": "b", "amount": "x"}\n')
+    async with Rehearsal() as platform:
+        summary = await platform.run(spend, [str(path)])
+        found = problems(platform, summary)
+        assert (found["a"][0].pointer, found["b"][0].pointer) == ("/*", "/amount")
+        assert "Miss Marple" in found["a"][0].text
+        told = platform.kernel.store.all("entries_of_run", run=summary.run, kind="handoff")
+        assert len(told) == 2
+        assert not any("Marple" in row["leaf"] for row in told)
+
+
 # ── repairs ──
 
 
