@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,17 @@ def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> Non
     assert (said["interval"], said["pilot"]) == (0.9, 4)
 
 
+def test_a_run_reads_its_items_from_a_database(shell: Shell, contracts: str) -> None:
+    with closing(sqlite3.connect(shell.folder / "register.db")) as database, database:
+        database.execute("CREATE TABLE contract (number INTEGER PRIMARY KEY, text TEXT)")
+        for path in sorted(Path(contracts).glob("*.txt"))[:3]:
+            database.execute("INSERT INTO contract (text) VALUES (?)", [path.read_text()])
+    asked = ("--sql", "SELECT number AS id, text FROM contract", "--database", "sqlite:register.db")
+    started = shell.json("run", "start", "contract-audit", *asked, "--wait")
+    assert started["items"] == {"total": 3, "done": 3, "quarantined": 0}
+    assert sorted(path.name for path in Path(started["reports"]).glob("*.json")) == ["1.json", "2.json", "3.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -136,6 +149,12 @@ def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> Non
         (("run", "start", "contract-audit", "one.txt", "--with", "policy=@gone.toml"), "gone.toml cannot be read"),
         (("run", "start", "contract-audit", "one.txt", "--tenant", "a/b"), "no name of a tenant"),
         (("run", "start", "contract-audit", "empty"), "there is nothing to read"),
+        (("run", "start", "contract-audit"), "there is nothing to read"),
+        (("run", "start", "contract-audit", "--sql", "SELECT 1 AS id"), "--sql and --database belong together"),
+        (
+            ("run", "start", "contract-audit", "--sql", "DROP TABLE x", "--database", "sqlite:gone.db"),
+            "no file gone.db",
+        ),
         (("run", "list", "--config", "typo.toml"), "did you mean 'store'?"),
         (("run", "list", "--config", "gone.toml"), "there is no such file"),
         (("run", "show", "r0"), "there is no run 'r0'"),
@@ -347,3 +366,31 @@ def test_the_outside_contract_of_the_quarantine(shell: Shell) -> None:
     assert shell.json("quarantine", "release", "--run", run, "c.txt", "--route", "model")["released"] == ["c.txt"]
     assert shell.json("run", "resume", run, "--wait")["items"] == {"total": 2, "done": 1, "quarantined": 1}
     assert "1 by document" in shell.run("quarantine", "list").stdout
+
+
+def test_a_run_is_watched_in_lines_until_it_has_ended(shell: Shell, children: list[subprocess.Popen[str]]) -> None:
+    slow = REHEARSED.replace("[upstream.bad]", "options = { token_ms = 60 }\n[upstream.bad]")
+    (shell.folder / "twolane.toml").write_text(slow)
+    (shell.folder / "mine.py").write_text(FLOW)
+    (shell.folder / "in").mkdir()
+    for number in range(8):
+        (shell.folder / "in" / f"c{number}.txt").write_text(f"The price is {number} EUR.")
+    run = shell.json("run", "start", "mine:review", "in")["run"]
+    watchers = [shell.spawn("run", "watch", run, "--json"), shell.spawn("run", "watch", run)]
+    worker = shell.spawn("work", "--once")
+    children += [*watchers, worker]
+    told, plain = (watcher.communicate(timeout=40)[0] for watcher in watchers)
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert lines[0]["status"] == "queued"
+    assert [line["status"] for line in lines].count("done") == 1
+    shown = shell.json("run", "show", run)
+    assert lines[-1] == lines[-1] | {**shown, "items": {**shown["items"], "left": 0}}
+    assert [watcher.returncode for watcher in watchers] == [0, 0]
+    assert "queued · 0 of 8 done" in plain
+    assert plain.count(f"run {run} · mine:review · done") == 1
+    (only,) = shell.run("run", "watch", run, "--json").stdout.splitlines()
+    assert json.loads(only)["left_by"] == "it has ended"
+    stopped = shell.json("run", "start", "mine:review", "in", "--budget", "$0.0000001", "--with", "rules=x", "--wait",
+                         code=3)["run"]  # fmt: skip
+    assert shell.run("run", "watch", stopped).returncode == 3
+    assert shell.run("run", "watch", "nope").returncode == 2

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,6 +230,49 @@ async def test_a_changed_input_is_named_with_who_made_it() -> None:
         assert plan.agents["verifier"].why == {"its input changed (facts of extractor)": 1}
 
 
+async def test_a_workflow_that_fans_out_is_planned_with_all_it_asks_at_once() -> None:
+    @workflow(version="1", name="fan")
+    async def fan(contract: Document, do: Item) -> Report:
+        async with asyncio.TaskGroup() as group:
+            rules = [
+                group.create_task(do(verifier, Facts(price=contract.text), f"rule {number}")) for number in range(3)
+            ]
+        found = await asyncio.gather(
+            *(do(synthesizer, Facts(price=str(n)), rule.result()) for n, rule in enumerate(rules))
+        )
+        return Report(text=" ".join(each.text for each in found))
+
+    async with Counted().rehearsal as platform:
+        first = await platform.plan(fan, documents(2))
+        assert (first.agents["verifier"].calls, first.unshaped) == (6, 2)
+        await platform.run(fan, documents(2))
+        assert (await platform.plan(fan, documents(2))).reused == 12
+        plan = await platform.plan(fan, documents(3))
+        assert {name: (each.calls, each.unknown) for name, each in plan.agents.items()} == {
+            "verifier": (3, 0), "synthesizer": (3, 3),
+        }  # fmt: skip
+
+
+async def test_items_that_never_ask_are_planned_as_what_they_are() -> None:
+    class Moved(BaseModel):
+        id: str
+        page: int
+
+    @workflow(version="1", name="audit")
+    async def broken(contract: Document, do: Item) -> Report:
+        if contract.id == "c01":
+            raise ValueError("not this one")
+        return await AUDIT.function(contract, do)  # type: ignore[return-value]  # as it says
+
+    async with Counted().rehearsal as platform:
+        run = (await platform.run(AUDIT, documents(2))).run
+        plan = await platform.plan_run(run, flow=broken)
+        assert (plan.calls, plan.reused, plan.quarantined) == (0, 4, 1)
+        rows = replace(AUDIT, takes=Moved)
+        stale = await platform.plan_run(run, flow=rows)
+        assert (stale.calls, stale.quarantined) == (0, 2)
+
+
 # ── a schema that only became stricter ──
 
 
@@ -325,6 +373,31 @@ async def test_samples_are_told_apart_and_each_is_kept() -> None:
         assert results == [b'{"text":"0 1 2"}'] * 2
 
 
+async def test_what_an_older_release_kept_is_still_found(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    old.mkdir()
+    async with Rehearsal(SCRIPT, folder=new) as platform:
+        await platform.run(AUDIT, documents(2))
+    with closing(sqlite3.connect(old / "twolane.db")) as connection:
+        for name in ("schema.sql", "migration_2.sql"):
+            connection.executescript(resources.files("twolane.store").joinpath(name).read_text("utf-8"))
+        connection.execute("PRAGMA user_version = 2")
+        connection.execute("ATTACH ? AS new", [str(new / "twolane.db")])
+        for table in ("subject", "body", "memo"):
+            columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")
+        connection.commit()
+    shutil.copytree(new / "twolane.db.keys", old / "twolane.db.keys")
+    rehearsal = Rehearsal(SCRIPT, folder=old)
+    async with rehearsal as platform:
+        await platform.kernel.store.write(lambda tx: tx.run("set_meta", name="currency", value="USD"))
+        summary = await platform.run(AUDIT, documents(2))
+        assert (summary.calls, summary.reused, rehearsal.requests()) == (0, 8, 0)
+        plan = await platform.plan(build(verifier=STRICTER), documents(2))
+        assert plan.agents["verifier"].why == {"never asked": 2}  # of what it was made of, nothing was kept then
+
+
 # ── resume --from ──
 
 
@@ -355,6 +428,10 @@ async def test_asking_again_for_the_quarantined_leaves_the_others_alone() -> Non
         summary = await go_on(platform, run, from_agent="extractor", quarantined=True)
         assert counted.calls() == {"extractor": 1, "verifier": 1, "synthesizer": 1}
         assert summary.items == {"total": 4, "done": 4, "quarantined": 0}
+        await go_on(platform, run, from_agent="extractor")
+        assert counted.calls() == {"extractor": 4}
+        await platform.work(await platform.fork(run, from_agent="extractor", flow=AUDIT), flow=AUDIT)
+        assert counted.calls() == {"extractor": 4}
 
 
 async def test_an_agent_that_never_answered_cannot_be_asked_again() -> None:
@@ -362,6 +439,8 @@ async def test_an_agent_that_never_answered_cannot_be_asked_again() -> None:
         run = (await platform.run(AUDIT, documents(1))).run
         with pytest.raises(NotFound, match="did you mean 'verifier'"):
             await platform.prepare_resume(run, from_agent="verifer")
+        with pytest.raises(NotFound, match="did you mean 'verifier'"):
+            await platform.plan_run(run, from_agent="verifer", flow=AUDIT)
         assert platform.summary(run).items["done"] == 1
 
 

@@ -49,7 +49,7 @@ async def resume(kernel: Kernel, run: str, how: Resumption) -> None:
     if row["status"] == "writing":
         raise ConfigError(f"run {run} was never written to its end", hint="Start it anew")
     if how.from_agent is not None:
-        _check_agent(kernel, run, how.from_agent)
+        check_agent(kernel, run, how.from_agent)
     await kernel.switches.reset(f"run:{run}", cause="resumed", actor="run resume")
     salt = f"{run}/{secrets.token_hex(4)}"
     replaced = await kernel.store.write(functools.partial(_requeue, row, how, salt))
@@ -69,6 +69,7 @@ def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]
         else:
             replaced = [each["name"] for each in tx.all("names_of_items", run=run, status="done")]
             tx.run("requeue_all_items", run=run)
+            tx.run("forget_again", run=run, agent=how.from_agent)
         for item in items:
             tx.run("steer", run=run, item=item, agent=how.from_agent, again=salt, route="")
         told = {
@@ -85,7 +86,12 @@ def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]
     return replaced
 
 
-def _check_agent(kernel: Kernel, run: str, agent: str) -> None:
+def check_agent(kernel: Kernel, run: str, agent: str) -> None:
+    """Nothing, if the agent was asked in the run.
+
+    Raises:
+        NotFound: it was not; what is near is named.
+    """
     known = [each["agent"] for each in kernel.store.all("totals_of_run", run=run)]
     if agent not in known:
         raise NotFound(f"no agent {agent!r} was asked in run {run}{near(agent, known) if known else '; none was'}")
@@ -110,7 +116,7 @@ async def fork(
     """
     of = runs.find(kernel, run)
     if from_agent is not None:
-        _check_agent(kernel, run, from_agent)
+        check_agent(kernel, run, from_agent)
     fresh, now_us, before = f"r{secrets.token_hex(5)}", ledger.now_us(), runs.options_of(of)
     kept = {
         **before,
@@ -146,6 +152,7 @@ async def fork(
     def release(tx: Transaction) -> None:
         tx.run("copy_steers", run=fresh, of=run)
         if from_agent is not None:
+            tx.run("forget_again", run=fresh, agent=from_agent)
             tx.run("steer", run=fresh, item="", agent=from_agent, again=fresh, route="")
         tx.run("queue_run", id=fresh)
         ledger.append(tx, created)
@@ -195,7 +202,7 @@ def _release(run: str, how: Release, tx: Transaction) -> list[str]:
             tx.run("steer", run=run, item=item["name"], agent=item["agent"], again="", route=how.route)
         entry = {
             "v": 1, "kind": "release", "run": run, "tenant": row["tenant"], "item": item["subject"],
-            "agent": item["agent"] or None, "route": how.route, "actor": how.actor, "reason": how.reason or None,
+            "agent": item["agent"] or None, "route": how.route, "actor": how.actor, "reason": how.reason[:500] or None,
             "at_us": ledger.now_us(),
         }  # fmt: skip
         ledger.append(tx, entry)

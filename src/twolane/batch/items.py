@@ -12,7 +12,8 @@ from typing import Any
 from twolane.batch import reports
 from twolane.batch import run as runs
 from twolane.batch.deadline import within
-from twolane.batch.item import Item
+from twolane.batch.item import Common, Item
+from twolane.batch.reduce import first_of
 from twolane.batch.workflow import Workflow
 from twolane.errors import (
     BadRequest,
@@ -58,6 +59,7 @@ class Items:
 
     def __init__(self, kernel: Kernel, flow: Workflow, run_id: str, on_stop: Callable[[Stop], None]) -> None:
         self._kernel, self._flow, self._run_id, self._on_stop = kernel, flow, run_id, on_stop
+        self._common = Common(kernel)
         self.stop: Stop | None = None
         self.is_leaving = False
         """Nothing new begins here, but others may go on."""
@@ -75,6 +77,10 @@ class Items:
         if self.stop is None:
             self.stop = stop
             self._on_stop(stop)
+
+    async def aclose(self) -> None:
+        """End what the items shared."""
+        await self._common.aclose()
 
     async def work(self, positions: Sequence[int]) -> None:
         """Bring these items to their end, as many at once as the slots can use."""
@@ -122,7 +128,7 @@ class Items:
                 raise
             await self._quarantine(row, item, RuntimeError("the workflow cancelled itself"))
         except BaseException as error:  # noqa: BLE001 - also Killed, and groups of these from a workflow's own tasks
-            await self._conclude(row, item, _first(error))
+            await self._conclude(row, item, first_of(error))
         if item is not None:
             await item.come_to_rest()
 
@@ -159,7 +165,8 @@ class Items:
 
     def flow_of(self, row: Row, *, is_plan: bool = False) -> tuple[Item, Any]:  # Any: the flow's own awaitable
         """An item's `do`, and its workflow ready to be awaited. With `is_plan` nothing is called: see `NeedsCall`."""
-        return runs.open_item(self._kernel, self._flow, runs.find(self._kernel, self._run_id), row, is_plan=is_plan)
+        run = runs.find(self._kernel, self._run_id)
+        return runs.open_item(self._kernel, self._flow, run, row, is_plan=is_plan, common=self._common)
 
     async def _finish(self, row: Row, value: Any) -> None:  # Any: the workflow's own model
         if not isinstance(value, self._flow.returns):
@@ -225,14 +232,6 @@ class Items:
     async def blame(self, position: int, problem: str) -> None:
         """Quarantine an item for what no exception could say."""
         await self._quarantine(self.row(position), None, RuntimeError(problem))
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first failure inside groups; a switch or a budget among them comes before the rest."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [_first(each) for each in error.exceptions]
-    return next((leaf for leaf in leaves if isinstance(leaf, Killed | Refused)), leaves[0])
 
 
 def is_ours(error: BaseException) -> bool:

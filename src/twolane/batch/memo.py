@@ -13,20 +13,37 @@ import pydantic_core
 from pydantic import BaseModel
 
 from twolane.batch.workflow import Agent, Prompt
-from twolane.domain.canonical import commitment
+from twolane.domain.canonical import canonical_json, commitment
 from twolane.domain.document import Document
 from twolane.domain.records import Subject
-from twolane.domain.schema import judge, revive
+from twolane.domain.schema import judge, reply_schema, revive
 from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Kernel, Request, Settled, ledger
-from twolane.rules.fingerprint import INPUT, Asked, explain, is_tightened
+from twolane.rules.fingerprint import INPUT, Asked, explain, is_tightened, wording
 from twolane.store import Row, Transaction, Value
 from twolane.store.vault import seal, unseal
 
 NEAREST = 64
 """The latest answers of an agent for an item that are looked through for one that still fits, or for what changed."""
-DIGEST = 16
-"""Digits of a part's digest: it only has to tell changes apart, and says nothing without the pepper."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What is needed of a schema, worked out once for each model."""
+
+    part: bytes
+    wording: bytes
+    text: str
+
+
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> _Schema:
+    asked = reply_schema(model)
+    return _Schema(
+        canonical_json([asked.name, asked.schema]),
+        canonical_json([asked.name, wording(asked.schema)]),
+        orjson.dumps(asked.schema).decode(),
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,11 @@ class Sought:
     """Where the quotes of its output must stand."""
     check: Callable[[Any], object] | None = None
     """What its output must pass beside its schema, over the agent's inputs."""
+
+    def schema(self) -> _Schema:
+        """What its reply must fit."""
+        model: type[BaseModel] = self.agent.returns
+        return _schema_of(model)
 
     def on(self, route: str, kernel: Kernel) -> Sought:
         """The same on another route, which answers in its own right."""
@@ -138,7 +160,7 @@ class Memos:
 
     def _find_wider(self, sought: Sought) -> Memo | None:
         earlier = self._earlier(sought)
-        loose = self._kernel.vault.keyed(sought.asked.loose()) if earlier else ""
+        loose = self._loose(sought, self._parts(sought)) if earlier else ""
         for row in earlier:
             if row["loose"] != loose or not self._is_stricter(sought, orjson.loads(row["parts"])):
                 continue
@@ -216,20 +238,29 @@ class Memos:
             return "its answers are drawn at random: each run draws its own"
         given = sought.given()
         makers = {name: self._makers[id(value)][1] for name, value in given.items() if id(value) in self._makers}
-        return explain(self._parts(sought, given), before, makers=makers) or "its earlier answer is gone"
+        return explain(self._parts(sought) | self._inputs(given), before, makers=makers) or "its earlier answer is gone"
 
     def _columns(self, sought: Sought, body: bytes) -> dict[str, str]:
-        keyed = self._kernel.vault.keyed
+        parts = self._parts(sought)
         return {
             "agent": sought.agent.name,
-            "parts": orjson.dumps(self._parts(sought, sought.given())).decode(),
-            "loose": keyed(sought.asked.loose()),
-            "answer": keyed(b"answer\x00" + body)[: 2 * DIGEST],
+            "parts": orjson.dumps(parts | self._inputs(sought.given())).decode(),
+            "loose": self._loose(sought, parts),
+            "answer": self._kernel.vault.mark(body),
         }
 
-    def _parts(self, sought: Sought, given: Mapping[str, object]) -> dict[str, str]:
-        parts = sought.asked.parts() | {f"{INPUT}{name}": _plain(value) for name, value in given.items()}
-        return {name: self._kernel.vault.keyed(part)[:DIGEST] for name, part in parts.items()}
+    def _parts(self, sought: Sought) -> dict[str, str]:
+        mark = self._kernel.vault.mark
+        parts = {name: mark(part) for name, part in sought.asked.parts().items()}
+        return parts | {"schema": mark(sought.schema().part)}
+
+    def _inputs(self, given: Mapping[str, object]) -> dict[str, str]:
+        return {f"{INPUT}{name}": self._kernel.vault.mark(_plain(value)) for name, value in given.items()}
+
+    def _loose(self, sought: Sought, parts: Mapping[str, str]) -> str:
+        """The fingerprint as it would be if the schema had no limits."""
+        wide = {**parts, "schema": "", "tenant": sought.asked.tenant, "agent": sought.agent.name}
+        return self._kernel.vault.mark(sought.schema().wording + canonical_json(wide))
 
 
 def _keep_schema(tx: Transaction, sought: Sought, columns: Mapping[str, str]) -> None:
@@ -238,7 +269,7 @@ def _keep_schema(tx: Transaction, sought: Sought, columns: Mapping[str, str]) ->
     digest = orjson.loads(columns["parts"])["schema"]
     if digest not in kept:
         kept.add(digest)
-        tx.run("add_reply_schema", digest=digest, schema=orjson.dumps(sought.asked.schema.schema).decode())
+        tx.run("add_reply_schema", digest=digest, schema=sought.schema().text)
 
 
 @functools.lru_cache(maxsize=256)

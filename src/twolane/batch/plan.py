@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from twolane.batch import run as runs
+from twolane.batch.again import check_agent
 from twolane.batch.answers import Shape, shapes_of
 from twolane.batch.deadline import WALK_S, within
 from twolane.batch.item import Item, Miss
@@ -24,6 +27,7 @@ from twolane.domain.records import Origin
 from twolane.kernel import Kernel
 from twolane.knowledge.ingest import Source
 from twolane.rules import pricing
+from twolane.rules.fingerprint import NEVER
 from twolane.store import Row
 
 LOOK_BACK = 5
@@ -65,8 +69,8 @@ class Plan:
     run: str | None = None
     items: int = 0
     unreadable: int = 0
-    failed: int = 0
-    """Items whose workflow fails before it asks anything of a model."""
+    quarantined: int = 0
+    """Items that would go to quarantine without a further call: their workflow refuses them, or its own code fails."""
     unshaped: int = 0
     """Items of which nothing is known after their first call: no run of this workflow came so far."""
     agents: dict[str, AgentPlan] = field(default_factory=lambda: defaultdict(AgentPlan))
@@ -96,7 +100,7 @@ class Plan:
             "flow": self.flow,
             "items": self.items,
             "unreadable": self.unreadable,
-            "failed": self.failed,
+            "quarantined": self.quarantined,
             "unshaped": self.unshaped,
             "calls": self.calls,
             "unknown": sum(round(each.unknown) for each in self.agents.values()),
@@ -122,9 +126,11 @@ async def plan_run(kernel: Kernel, flow: Workflow, run: str, over: Over) -> Plan
     """What today's code would call for the items of a run.
 
     Raises:
-        NotFound: there is no such run.
+        NotFound: there is no such run, or the agent never answered in it.
     """
     row = runs.find(kernel, run)
+    if over.from_agent is not None:
+        check_agent(kernel, run, over.from_agent)
     planner = _Planner(kernel, flow, Plan(row["flow"], kernel.config.currency, run), row["tenant"], first=run)
     for item in _items(kernel, run):
         if over.quarantined and item["status"] != "quarantined":
@@ -137,9 +143,12 @@ async def plan_run(kernel: Kernel, flow: Workflow, run: str, over: Over) -> Plan
         if over.from_agent is not None:
             steer = replace(steer, again={**steer.again, over.from_agent: "plan"})
         refused = item["agent"] if item["status"] == "quarantined" else ""
-        await planner.walk(
-            item["subject"], *runs.open_item(kernel, flow, row, item, is_plan=True, steer=steer), refused
-        )
+        try:
+            opened = runs.open_item(kernel, flow, row, item, is_plan=True, steer=steer)
+        except ValidationError:  # the workflow's own model was changed: the run would quarantine it
+            planner.plan.quarantined += 1
+            continue
+        await planner.walk(item["subject"], *opened, refused)
     return planner.plan
 
 
@@ -193,11 +202,12 @@ class _Planner:
         for agent in item.hits:
             self.plan.agents[agent].reused += 1
         for miss in item.misses:
-            self._count(miss, REFUSED if miss.agent == refused and miss.why == "never asked" else miss.why)
+            why = miss.why()
+            self._count(miss, REFUSED if miss.agent == refused and why == NEVER else why)
         if item.misses:
             self._count_rest(subject, item)
         elif not is_whole:
-            self.plan.failed += 1
+            self.plan.quarantined += 1
 
     def _count(self, miss: Miss, why: str) -> None:
         told = self.plan.agents[miss.agent]

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from twolane.batch.item import Item
+from twolane.batch.item import Common, Item
 from twolane.batch.memo import Steer
 from twolane.batch.workflow import Workflow
 from twolane.config import near
@@ -32,6 +32,7 @@ from twolane.domain.records import Origin, Subject
 from twolane.domain.schema import problem_at
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
+from twolane.kernel.progress import status_of
 from twolane.knowledge.ingest import Source
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
@@ -136,7 +137,14 @@ def revive_input(flow: Workflow, name: str, body: bytes) -> Any:  # Any: what th
 
 
 def open_item(
-    kernel: Kernel, flow: Workflow, run: Row, row: Row, *, is_plan: bool = False, steer: Steer | None = None
+    kernel: Kernel,
+    flow: Workflow,
+    run: Row,
+    row: Row,
+    *,
+    is_plan: bool = False,
+    steer: Steer | None = None,
+    common: Common | None = None,
 ) -> tuple[Item, Any]:  # Any: the flow's own awaitable
     """An item of a run about to be worked on, or only walked: its `do`, and what to await. `steer` None is what people
     decided about it."""
@@ -154,6 +162,7 @@ def open_item(
         steer=steer or steer_of(kernel, run["id"], row["name"]),
         draws=options.get("draws", ""),
         is_plan=is_plan,
+        common=common,
     )
     return item, flow.function(value, item)
 
@@ -307,20 +316,12 @@ def item(kernel: Kernel, run: str, name: str) -> Row:
     return row
 
 
-def status_of(kernel: Kernel, row: Row) -> str:
-    """A run's status: one whose process died while it ran is stopped, and one that its worker left is queued, whatever
-    the row still says."""
-    if row["status"] == "running" and not kernel.presence.is_alive(row["owner"]):
-        return "stopped" if row["owner"] else "queued"
-    return str(row["status"])
-
-
 def summary(kernel: Kernel, run: str) -> RunSummary:
     """What is known of a run now, read from its roll-ups."""
     row = find(kernel, run)
     counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
     totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
-    status, reason, seconds = status_of(kernel, row), row["reason"], row["seconds"]
+    status, reason, seconds = status_of(row, kernel.presence.is_alive), row["reason"], row["seconds"]
     if status == "running":
         seconds += max(0.0, time.time() - row["began"] / 1e6)
     elif row["status"] == "running" and not row["owner"]:

@@ -23,6 +23,7 @@ from twolane.batch import reports
 from twolane.batch import run as runs
 from twolane.batch.items import FAILED, STOPPED, Items, Stop
 from twolane.batch.pilot import pilot
+from twolane.batch.reduce import reduce
 from twolane.batch.workflow import Workflow
 from twolane.errors import ConfigError, StoreError
 from twolane.kernel import Kernel, ledger
@@ -95,6 +96,7 @@ class Worker:
             self._items.halt(Stop(STOPPED, f"interrupted: {error or type(error).__name__}"))
             raise
         finally:
+            await self._items.aclose()
             if self._attempt:
                 await self._end(time.monotonic() - began)
 
@@ -171,6 +173,8 @@ class Worker:
                 self._items.halt(Stop(FAILED, f"chunk {failed.id}: {failed.error}"))
             if self._left() and not self._is_over():
                 self._attempt = await self.kernel.store.write(self._next_attempt)
+        if not self._is_over() and (reason := await reduce(self.kernel, self.flow, self.run_id)):
+            self._items.halt(Stop(STOPPED, reason))
 
     async def _look_around(self, queue: Queue) -> bool:
         """Take over what the dead left; no more waiting where this process leaves."""

@@ -1,8 +1,8 @@
-"""What a user writes: `@agent`, `@workflow` and prompts. What becomes of them is in `item`.
+"""What a user writes: `@agent`, `@workflow` and prompts. What becomes of them is in `item`; `@tool` is in `tools`.
 
 An agent is a pure function from typed inputs to a `Prompt`; the platform performs it. A workflow hands typed values
-from agent to agent through `do`. Because a step is known by its fingerprint and not by its place, a workflow may
-branch, loop and fan out as it likes.
+from agent to agent through `do`; it may call tools and other workflows in the same way. Because a step is known by its
+fingerprint and not by its place, a workflow may branch, loop and fan out as it likes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from pydantic import BaseModel
 
@@ -24,10 +24,38 @@ from twolane.domain.schema import reply_schema
 from twolane.errors import ConfigError
 
 P = ParamSpec("P")
+T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
 
 ITEM_S = 3600.0
 """How long an item may take where its workflow does not say: long for any document, short for one that never ends."""
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec as ParamSpecWithDefault
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    from twolane.batch.item import Item
+
+    # `Workflow` alone, as most annotations say it, is one of any input and result.
+    V = ParamSpecWithDefault("V", default=...)
+    W = TypeVarWithDefault("W", bound=BaseModel, default=Any)
+else:
+    V, W = ParamSpec("V"), TypeVar("W", bound=BaseModel)
+
+Given = TypeVar("Given")
+Told = TypeVar("Told", bound=BaseModel)
+
+
+class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an error; user code must not catch it
+    """While planning: this step has no memo, so a run would have to call."""
+
+    def __init__(self, agent_name: str) -> None:
+        self.agent = agent_name
+        super().__init__(agent_name)
+
+
+class Doable(Generic[P, T]):
+    """What `do` can do: an agent, a tool, another workflow; with what it takes and gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +88,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Agent(Generic[P, R]):
+class Agent(Doable[P, R]):
     """A named pure function from typed inputs to a prompt, with the schema of its reply."""
 
     name: str
@@ -155,7 +183,15 @@ class Reported(Protocol):
 
 
 @dataclass(frozen=True)
-class Workflow:
+class Reduction:
+    """What makes one report of all of a run's results."""
+
+    function: Callable[..., Awaitable[BaseModel]]
+    returns: type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Workflow(Doable[V, W]):
     """A named, versioned async function that hands typed values from agent to agent."""
 
     name: str
@@ -164,16 +200,36 @@ class Workflow:
     takes: type[Document] | type[BaseModel]
     """What its first parameter is made from: a document, or a JSON object that fits a pydantic model."""
     returns: type[BaseModel]
+    reduction: Reduction | None = None
     digest: str = ""
     """Of the file that defines it, as it was when it was loaded: all workers of a run have the same."""
     timeout_s: float = ITEM_S
     """Longest time one item may take, waits for slots and rates included; then it is quarantined."""
 
 
+@overload
 def workflow(
     *, version: str, name: str | None = None, timeout_s: float = ITEM_S
-) -> Callable[[Callable[..., Awaitable[BaseModel]]], Workflow]:
+) -> Callable[[Callable[[Given, Item], Awaitable[Told]]], Workflow[[Given], Told]]: ...
+@overload
+def workflow(
+    *,
+    version: str,
+    name: str | None = None,
+    timeout_s: float = ITEM_S,
+    reduce: Callable[[Sequence[Told], Item], Awaitable[BaseModel]],
+) -> Callable[[Callable[[Given, Item], Awaitable[Told]]], Workflow[[Given], Told]]: ...
+def workflow(
+    *,
+    version: str,
+    name: str | None = None,
+    timeout_s: float = ITEM_S,
+    reduce: Callable[..., Awaitable[BaseModel]] | None = None,
+) -> Callable[[Callable[[Given, Item], Awaitable[Told]]], Workflow[[Given], Told]]:
     """Make an async function (`async def audit(contract: Document, do: Item) -> Report`) a workflow.
+
+    `reduce` (`async def sum_up(results: Sequence[Report], do: Item) -> Digest`) is called after the last item with all
+    results, in the order of their items' ids; what it returns is the run's `report.json`.
 
     An item that takes longer than `timeout_s` seconds is given up and quarantined; what it has paid for is kept.
 
@@ -184,29 +240,17 @@ def workflow(
     if not timeout_s > 0:
         raise ConfigError(f"a workflow's timeout_s must be above 0, not {timeout_s}")
 
-    def make(function: Callable[..., Awaitable[BaseModel]]) -> Workflow:
+    def make(function: Callable[[Given, Item], Awaitable[Told]]) -> Workflow[[Given], Told]:
         own_name = (name or function.__name__).replace("_", "-")
-        if not inspect.iscoroutinefunction(function):
-            raise ConfigError(f"workflow {own_name}: it must be an async function")
-        signature = inspect.signature(function)
-        try:
-            signature.bind("its input", "do")
-        except TypeError:
-            raise ConfigError(f"workflow {own_name}: it must take two arguments, its input and `do: Item`") from None
-        try:
-            hints = typing.get_type_hints(function)
-        except (NameError, TypeError) as error:
-            raise ConfigError(
-                f"workflow {own_name}: its annotations cannot be read: {error}",
-                hint="Types that annotations name must stand at the top level of their module",
-            ) from None
-        takes, returns = hints.get(next(iter(signature.parameters))), hints.get("return")
+        takes, returns = _hints(own_name, function, "its input")
         if not (isinstance(takes, type) and (takes is Document or issubclass(takes, BaseModel))):
             raise ConfigError(f"workflow {own_name}: its first parameter must be a Document or a pydantic model")
-        if not (isinstance(returns, type) and issubclass(returns, BaseModel)):
-            raise ConfigError(f"workflow {own_name}: it must say that it returns a pydantic model")
+        reduction = None
+        if reduce is not None:
+            its_name = f"{own_name}: reduce"
+            reduction = Reduction(reduce, _result(its_name, _hints(its_name, reduce, "results")[1]))
         digest = _digest_of_module(function)
-        return Workflow(own_name, version, function, takes, returns, digest, timeout_s)
+        return Workflow(own_name, version, function, takes, _result(own_name, returns), reduction, digest, timeout_s)
 
     return make
 
@@ -217,3 +261,28 @@ def _digest_of_module(function: Callable[..., object]) -> str:
         return hashlib.sha256(Path(inspect.getsourcefile(function) or "").read_bytes()).hexdigest()
     except (OSError, TypeError):
         return ""
+
+
+def _hints(name: str, function: Callable[..., object], given: str) -> tuple[Any, Any]:  # Any: annotations
+    """What an async function of two arguments says that it takes first, and returns."""
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigError(f"workflow {name}: it must be an async function")
+    signature = inspect.signature(function)
+    try:
+        signature.bind(given, "do")
+    except TypeError:
+        raise ConfigError(f"workflow {name}: it must take two arguments, {given} and `do: Item`") from None
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError) as error:
+        raise ConfigError(
+            f"workflow {name}: its annotations cannot be read: {error}",
+            hint="Types that annotations name must stand at the top level of their module",
+        ) from None
+    return hints.get(next(iter(signature.parameters))), hints.get("return")
+
+
+def _result(name: str, returns: Any) -> type[BaseModel]:  # Any: an annotation
+    if not (isinstance(returns, type) and issubclass(returns, BaseModel)):
+        raise ConfigError(f"workflow {name}: it must say that it returns a pydantic model")
+    return returns

@@ -9,6 +9,7 @@ from twolane.batch.plan import Plan
 from twolane.batch.run import RunSummary
 from twolane.cli.output import table
 from twolane.domain.money import decimal_string
+from twolane.kernel.progress import Progress
 
 MAX_NAMED = 20
 """Most items that a listing names."""
@@ -54,8 +55,8 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(
             f"  unknown  what comes after the first call of {plan.unshaped} items: no run of this flow came so far"
         )
-    if plan.failed:
-        lines.append(f"  failed   {plan.failed} items, in the workflow's own code")
+    if plan.quarantined:
+        lines.append(f"  refused  {plan.quarantined} items would go to quarantine without a further call")
     rows = []
     for name, each in plan.agents.items():
         told = each.fields()
@@ -97,6 +98,39 @@ def diff_lines(told: Diff) -> list[str]:
 
 def _indented(rows: Sequence[Sequence[str]], head: Sequence[str]) -> list[str]:
     return ["  " + line for line in table(rows, head=head)] if rows else []
+
+
+def progress_line(progress: Progress) -> str:
+    """A run at a moment, on one line."""
+    agents = " ".join(
+        f"{name or '?'} {each.done}" + (f"+{each.running}" if each.running else "")
+        for name, each in progress.agents.items()
+    )
+    return " · ".join(part for part in (*progress_parts(progress), agents) if part)
+
+
+def progress_parts(progress: Progress) -> list[str]:
+    """Status, items, rate, money, and how long it takes still, each in words."""
+    items = progress.items
+    quarantined = f", {items['quarantined']} in quarantine" if items["quarantined"] else ""
+    parts = [progress.status, f"{items['done']} of {items['total']} done{quarantined}"]
+    if progress.speed is not None:
+        parts.append(f"{progress.speed.items_per_s:.1f} items/s, {progress.speed.steps_per_s:.1f} steps/s")
+    limit = "" if progress.budget_pico is None else f" of {_short(decimal_string(progress.budget_pico))}"
+    parts.append(f"{_short(decimal_string(progress.pico))}{limit} {progress.currency}")
+    if progress.left is not None:
+        parts.append(f"{_duration(progress.left.low)} to {_duration(progress.left.high)} left by {progress.left_by}")
+    elif not progress.is_over:
+        parts.append(f"time left unknown: {progress.left_by}")
+    return parts
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def forecast_lines(said: Mapping[str, object]) -> list[str]:

@@ -5,34 +5,49 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated
 
+import orjson
 import typer
 
 from twolane.batch import again
 from twolane.batch import run as runs
 from twolane.batch.diff import compare
 from twolane.batch.run import RunSummary
-from twolane.cli.lines import diff_lines, forecast_lines, plan_lines, summary_lines
+from twolane.cli.lines import diff_lines, forecast_lines, plan_lines, progress_line, summary_lines
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, table
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
+from twolane.kernel.progress import status_of
+from twolane.knowledge.ingest import Input
+from twolane.knowledge.query import Query
 from twolane.platform import Platform
 
 app = new_app("Batch runs: forecast, plan, start, list, show, watch, resume, fork, diff, kill.")
 
-Inputs = Annotated[list[str], typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Inputs = Annotated[list[str] | None, typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Sql = Annotated[str | None, typer.Option(help="rows of a database as inputs: a SELECT that gives an id for each")]
+Database = Annotated[
+    str | None, typer.Option(help="where --sql asks: sqlite:PATH, postgresql://HOST/NAME, or env:NAME that holds it")
+]
 Flow = Annotated[str, typer.Argument(help="a built-in flow (contract-audit) or module:function")]
 With = Annotated[list[str] | None, typer.Option("--with", help="an option of the flow: key=value, or key=@FILE")]
 INSTANTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="print JSON objects, one a line")]
+LINE_S = 1.0
+"""Least time between two lines of `run watch`."""
 RunId = Annotated[str, typer.Argument(help="the run's id")]
 
 
 @app.command()
 def start(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the run may spend, like '$5'")] = None,
     with_: With = None,
     wait: Annotated[bool, typer.Option("--wait", help="work on it here and now, until it ends")] = False,
@@ -51,7 +66,7 @@ def start(
         async with await Platform.open(load_config(config)) as platform:
             identity = await platform.start(
                 flow,
-                inputs,
+                _inputs(inputs, sql, database),
                 budget=budget,
                 options=_options(with_),
                 reports=reports,
@@ -69,7 +84,9 @@ def start(
 @app.command()
 def forecast(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the pilot may spend")] = None,
     with_: With = None,
     config: ConfigOption = None,
@@ -79,7 +96,9 @@ def forecast(
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            identity = await platform.start(flow, inputs, budget=budget, options=_options(with_))
+            identity = await platform.start(
+                flow, _inputs(inputs, sql, database), budget=budget, options=_options(with_)
+            )
             summary = await platform.work(identity, pilot_only=True)
             if summary.forecast is None:
                 return _show(summary, is_json)
@@ -211,7 +230,7 @@ def list_(
                 {
                     "run": row["id"],
                     "flow": row["flow"],
-                    "status": runs.status_of(platform.kernel, row),
+                    "status": status_of(row, platform.kernel.presence.is_alive),
                     "started": _instant(row["started"]),
                     "items": row["items"],
                     "cost": decimal_string(row["cost_pico"]),
@@ -238,14 +257,16 @@ def show(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fal
 
 
 @app.command()
-def watch(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
-    """Follow a run until it ends."""
+def watch(identity: RunId, config: ConfigOption = None, is_json: JsonLinesOption = False) -> None:
+    """Follow a run until it ends: its agents, its pace, its money, and how long it still takes."""
 
     async def go() -> int:
         async with await Platform.open(load_config(config), can_call=False) as platform:
-            summary = platform.summary(identity)
-            if summary.status in ("queued", "running"):
-                await _follow(platform, identity, is_json=is_json)
+            runs.find(platform.kernel, identity)
+            if is_json:
+                await _tell(platform, identity)
+                return platform.summary(identity).exit_code
+            await _follow(platform, identity)
             return _show(platform.summary(identity), is_json)
 
     raise typer.Exit(run(go()))
@@ -296,28 +317,45 @@ async def _work(platform: Platform, identity: str, *, is_json: bool, may_join: b
     leave = _told_to_leave()
     if is_json or not sys.stderr.isatty():
         return await platform.work(identity, may_join=may_join, leave=leave)
-    from twolane.cli.progress import Progress
+    from twolane.cli.progress import Screen
 
-    with Progress() as progress:
-        follower = asyncio.ensure_future(progress.follow(platform, identity))
+    with Screen() as screen:
+        follower = asyncio.ensure_future(screen.follow(platform.kernel.watching, identity))
         try:
-            return await platform.work(identity, may_join=may_join, on_forecast=progress.forecast, leave=leave)
+            return await platform.work(identity, may_join=may_join, on_forecast=screen.forecast, leave=leave)
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
-            progress.show(platform.summary(identity))
+            screen.show(platform.kernel.watching.look(identity))
 
 
-async def _follow(platform: Platform, identity: str, *, is_json: bool) -> None:
-    if is_json or not sys.stderr.isatty():
-        # The run may be another process's: only the store tells.
-        while platform.summary(identity).status in ("queued", "running"):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+async def _follow(platform: Platform, identity: str) -> None:
+    """Draw on a terminal; else a line whenever something has changed, and no more than one each second."""
+    watching = platform.kernel.watching
+    if sys.stdout.isatty():
+        from twolane.cli.progress import Screen
+
+        with Screen() as screen:
+            await screen.follow(watching, identity)
         return
-    from twolane.cli.progress import Progress
+    told, last = "", float("-inf")
+    async with aclosing(watching.follow(identity)) as states:
+        async for progress in states:
+            line = progress_line(progress)
+            if not progress.is_over and line != told and time.monotonic() - last >= LINE_S:
+                told, last = line, time.monotonic()
+                print(plain(line), flush=True)
 
-    with Progress() as progress:
-        await progress.follow(platform, identity)
+
+async def _tell(platform: Platform, identity: str) -> None:
+    """One JSON object a line; the last one also has every field of the run's summary."""
+    async with aclosing(platform.kernel.watching.follow(identity)) as states:
+        async for progress in states:
+            line = progress.line
+            if progress.is_over:
+                line = orjson.dumps({**platform.summary(identity).fields(), **progress.fields()})
+            sys.stdout.write(line.decode() + "\n")
+            sys.stdout.flush()
 
 
 def _show(summary: RunSummary, is_json: bool) -> int:
@@ -332,6 +370,12 @@ def _show_queued(platform: Platform, identity: str, is_json: bool) -> int:
     line = f"run {identity} is queued: {summary.items['total']} items; {who}"
     emit(is_json, {**summary.fields(), "worker": is_there}, [line])
     return 0
+
+
+def _inputs(paths: list[str] | None, sql: str | None, database: str | None) -> list[Input]:
+    if (sql is None) != (database is None):
+        raise UsageError("--sql and --database belong together: what to ask, and where")
+    return [*(paths or ()), *([Query(sql, database)] if sql is not None and database is not None else ())]
 
 
 def _options(pairs: list[str] | None) -> dict[str, str]:

@@ -17,6 +17,7 @@ from twolane.kernel import ledger
 from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
+from twolane.kernel.progress import Watching
 from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
@@ -110,6 +111,7 @@ class Kernel:
                 last_first.push_async_callback(upstream.model.aclose)
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
+            last_first.callback(self.watching.close)
 
     def route(self, name: str, origin: Origin, *, lane: Lane, agent: str = "") -> Route:
         """Decide for a name that a client or an agent gives: a route, else an upstream itself.
@@ -138,6 +140,11 @@ class Kernel:
             else:
                 fixed[name] = routing.decide(name, light=section.light, rules=(), fallback=section.fallback, facts={})
         return fixed
+
+    @cached_property
+    def watching(self) -> Watching:
+        """The runs that are watched in this process."""
+        return Watching(self.store, is_alive=self.presence.is_alive, currency=self.config.currency)
 
     def candidates(self, name: str) -> list[dict[str, object]]:
         """The models a route may choose, by kind and name: what a fingerprint holds of it."""

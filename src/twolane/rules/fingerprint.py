@@ -4,7 +4,9 @@ the same, why not."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import orjson
 
 from twolane.domain.canonical import canonical_json
 from twolane.domain.records import Message, ReplySchema
@@ -49,39 +51,33 @@ class Asked:
         Raises:
             ValueError: there is no canonical form, see `canonical_json`.
         """
-        return canonical_json(self._fields(self.schema))
-
-    def loose(self) -> bytes:
-        """The same without what only limits the reply: two steps with one loose form ask the same question, and may
-        differ in how narrow an answer they accept."""
-        asked = replace(self.schema, schema=_wording(self.schema.schema))
-        return canonical_json({**self._fields(asked), "loose": True})
+        again = {"again": self.again} if self.again else {}
+        return canonical_json(
+            again
+            | {
+                "format": FORMAT,
+                "tenant": self.tenant,
+                "agent": self.agent,
+                "messages": [[message.role, message.content] for message in self.messages],
+                "schema": [self.schema.name, self.schema.schema],
+                "candidates": list(self.candidates),
+                "max_tokens": self.max_tokens,
+                "temperature": self.temperature,
+                "sample": self.sample,
+            }
+        )
 
     def parts(self) -> dict[str, bytes]:
-        """What it is made of, each part on its own, so that a change can be named."""
+        """What it is made of beside the schema, each part on its own, so that a change can be named. For what has a
+        canonical form: it is written here without looking for one."""
         first, *middle, last = self.messages if len(self.messages) > 1 else (Message("", ""), *self.messages)
         return {
-            "prompt": canonical_json([[each.role, each.content] for each in (first, last)]),
-            "passages": canonical_json([[each.role, each.content] for each in middle]),
-            "schema": canonical_json([self.schema.name, self.schema.schema]),
-            "route": canonical_json(list(self.candidates)),
-            "sampling": canonical_json([self.max_tokens, self.temperature]),
+            "prompt": orjson.dumps([first.role, first.content, last.role, last.content]),
+            "passages": orjson.dumps([[each.role, each.content] for each in middle]),
+            "route": orjson.dumps(list(self.candidates), option=orjson.OPT_SORT_KEYS),
+            "sampling": orjson.dumps([self.max_tokens, float(self.temperature)]),
             "sample": self.sample.encode(),
             "again": self.again.encode(),
-        }
-
-    def _fields(self, schema: ReplySchema) -> dict[str, object]:
-        again = {"again": self.again} if self.again else {}
-        return again | {
-            "format": FORMAT,
-            "tenant": self.tenant,
-            "agent": self.agent,
-            "messages": [[message.role, message.content] for message in self.messages],
-            "schema": [schema.name, schema.schema],
-            "candidates": list(self.candidates),
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "sample": self.sample,
         }
 
 
@@ -103,19 +99,22 @@ def explain(now: Mapping[str, str], before: Sequence[Mapping[str, str]], *, make
     """Why a step has no memo, in words: what of it differs from the most similar of those `before` (newest first).
 
     Parts are digests by name; inputs stand among them as `input NAME`, and `makers` says which agent made an input.
-    A changed input says all: the prompt that is made from it had to change.
+    Where the question changed and an input did, the input is named: the question, which is made from it, had to.
     """
     if not before:
         return NEVER
     nearest = max(before, key=lambda parts: sum(parts.get(name) == digest for name, digest in now.items()))
-    changed = [name for name in {**now, **nearest} if now.get(name) != nearest.get(name)]
-    inputs = [name.removeprefix(INPUT) for name in changed if name.startswith(INPUT)]
-    if inputs:
+    changed = {name for name in _WORDS if now.get(name) != nearest.get(name)}
+    inputs = [
+        name.removeprefix(INPUT)
+        for name in now
+        if name.startswith(INPUT) and name in nearest and now[name] != nearest[name]
+    ]
+    words = []
+    if inputs and changed & {"prompt", "passages"}:
         named = [f"{name} of {makers[name]}" if name in makers else name for name in inputs]
         words = [f"its input changed ({', '.join(named)})"]
-        changed = [name for name in changed if name not in ("prompt", "passages")]
-    else:
-        words = []
+        changed -= {"prompt", "passages"}
     return ", ".join(words + [text for name, text in _WORDS.items() if name in changed])
 
 
@@ -128,23 +127,24 @@ def is_tightened(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
     Limits (lengths, bounds, choices, patterns) may have come in or become narrower; names, types, descriptions and
     structure are the same. What was loosened could be answered better by asking again, so that is False.
     """
-    if _wording(old) != _wording(new):
+    if wording(old) != wording(new):
         return False
     return all(_is_narrower(before, after) for before, after in _pairs(old, new))
 
 
-def _wording(schema: Mapping[str, object]) -> dict[str, object]:
-    """A schema without its limits. Only where schemas stand: a property may be called `pattern`."""
+def wording(schema: Mapping[str, object]) -> dict[str, object]:
+    """A schema without its limits: two of the same wording ask the same question, and may differ in how narrow an
+    answer they accept. Only where schemas stand: a property may be called `pattern`."""
     plain: dict[str, object] = {name: value for name, value in schema.items() if name not in _CONSTRAINTS}
     for name in _SCHEMAS:
         if isinstance(inner := plain.get(name), Mapping):
-            plain[name] = _wording(inner)
+            plain[name] = wording(inner)
     for name in _LISTS:
         if isinstance(several := plain.get(name), list):
-            plain[name] = [_wording(each) if isinstance(each, Mapping) else each for each in several]
+            plain[name] = [wording(each) if isinstance(each, Mapping) else each for each in several]
     for name in _NAMED:
         if isinstance(named := plain.get(name), Mapping):
-            plain[name] = {key: _wording(each) if isinstance(each, Mapping) else each for key, each in named.items()}
+            plain[name] = {key: wording(each) if isinstance(each, Mapping) else each for key, each in named.items()}
     return plain
 
 

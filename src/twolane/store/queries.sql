@@ -519,6 +519,10 @@ ON CONFLICT (run, item, agent) DO UPDATE
 SET again = CASE WHEN excluded.again = '' THEN steer.again ELSE excluded.again END,
     route = CASE WHEN excluded.route = '' THEN steer.route ELSE excluded.route END;
 
+-- name: forget_again
+-- What was said of single items no longer counts: the agent is asked again for all of them.
+UPDATE steer SET again = '' WHERE run = :run AND agent = :agent AND item <> '';
+
 -- name: steered
 -- What was decided about one item of a run; what is said of all items comes first.
 SELECT agent, again, route FROM steer WHERE run = :run AND item IN ('', :item) ORDER BY item;
@@ -603,3 +607,48 @@ SELECT at_us FROM lane_left WHERE upstream = :upstream AND lane = :lane;
 -- A share of a lane is given up.
 INSERT INTO lane_left (upstream, lane, at_us) VALUES (:upstream, :lane, :at_us)
 ON CONFLICT (upstream, lane) DO UPDATE SET at_us = excluded.at_us;
+
+-- ── Memory of a run ──
+
+-- name: memory
+-- The newest value under a name, with what opens it.
+SELECT m.version, m.body, b.sealed, s.id AS subject, s.wrapped
+FROM memory m JOIN body b ON b.id = m.body JOIN subject s ON s.id = b.subject
+WHERE m.tenant = :tenant AND m.run = :run AND m.owner = :owner AND m.name = :name;
+
+-- name: add_memory
+-- The first value under a name; none is written where somebody was faster.
+INSERT INTO memory (tenant, run, owner, name, version, body) VALUES (:tenant, :run, :owner, :name, :version, :body)
+ON CONFLICT (tenant, run, owner, name) DO NOTHING;
+
+-- name: set_memory
+-- Compare and set: a new value, unless it is no longer the one that was read.
+UPDATE memory SET version = :version, body = :body
+WHERE tenant = :tenant AND run = :run AND owner = :owner AND name = :name AND version = :known;
+
+-- name: drop_body
+-- A body that nobody refers to.
+DELETE FROM body WHERE id = :body;
+
+-- name: drop_unread_body
+-- A value of a memory that is no longer the newest goes, unless an item has read it.
+DELETE FROM body WHERE id = :body AND NOT EXISTS (SELECT 1 FROM memory_read r WHERE r.body = :body);
+
+-- name: memory_update
+-- What an update came to, once it is made.
+SELECT version FROM memory_update WHERE fingerprint = :fingerprint;
+
+-- name: add_memory_update
+-- An update is made.
+INSERT INTO memory_update (fingerprint, tenant, run, owner, name, version)
+VALUES (:fingerprint, :tenant, :run, :owner, :name, :version);
+
+-- name: memory_read
+-- What an item has read under a name, after the updates it had made by then.
+SELECT version, body FROM memory_read
+WHERE tenant = :tenant AND run = :run AND owner = :owner AND name = :name AND reader = :reader AND after = :after;
+
+-- name: add_memory_read
+-- An item has read.
+INSERT INTO memory_read (tenant, run, owner, name, reader, after, version, body)
+VALUES (:tenant, :run, :owner, :name, :reader, :after, :version, :body);
