@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field, create_model
 from tests.unit.domain import corrupted
 
-from twolane import Document, Item, Platform, Prompt, Quote, RunSummary, agent, workflow
+from twolane import Document, HandoffRefused, Item, Platform, Prompt, Quote, RunSummary, agent, workflow
 from twolane.batch import run as runs
 from twolane.batch.handoff import repaired
 from twolane.domain.records import ModelCall
@@ -235,6 +235,31 @@ async def test_a_check_knows_the_agents_inputs_and_its_words_go_into_the_repair(
         assert problems(platform, again)["x1"] == [Problem("", "its check refused it without a word")]
 
 
+async def test_who_shares_a_call_in_flight_has_the_reply_checked_over_its_own_inputs() -> None:
+    @agent(returns=Verdict)
+    def blind(contract: Document, wanted: str) -> Prompt:
+        return Prompt(system="s", user=contract.text)
+
+    def is_wanted(verdict: Verdict, contract: Document, wanted: str) -> bool:
+        return verdict.text == wanted
+
+    seeing = blind.checked(is_wanted)
+
+    @workflow(version="1")
+    async def both(contract: Document, do: Item) -> Verdict:
+        one, other = await asyncio.gather(
+            do(seeing, contract, "fine"), do(seeing, contract, "else"), return_exceptions=True
+        )
+        assert isinstance(other, HandoffRefused)
+        assert isinstance(one, Verdict)
+        return one
+
+    rehearsal = Rehearsal(blind=GOOD, token_ms=5)
+    async with rehearsal as platform:
+        assert (await platform.run(both, documents(1))).items["done"] == 1
+        assert rehearsal.requests() == 1
+
+
 def test_a_check_that_would_never_answer_is_refused() -> None:
     async def later(found: Evidence, contract: Document) -> None: ...
 
@@ -372,9 +397,18 @@ async def test_an_agent_that_raises_or_gives_no_prompt_costs_its_item_and_nothin
         }
 
 
-@pytest.mark.parametrize("how", ["waits", "waits before it asks", "asks for ever", "is deaf"])
+@pytest.mark.parametrize("how", ["waits", "waits before it asks", "asks for ever", "is deaf", "is deaf inside"])
 async def test_a_workflow_that_never_ends_is_given_up_and_only_its_item_is_quarantined(how: str) -> None:
     deaf: list[str] = []
+
+    @workflow(version="1")
+    async def inside(contract: Document, do: Item) -> Verdict:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            deaf.append("inside")
+            await do(verifier, "more and more")
+        raise AssertionError
 
     @workflow(version="1", timeout_s=0.3)
     async def stuck(contract: Document, do: Item) -> Verdict:
@@ -382,6 +416,8 @@ async def test_a_workflow_that_never_ends_is_given_up_and_only_its_item_is_quara
             return await do(verifier, contract.text)
         if how == "waits before it asks":
             await asyncio.Event().wait()
+        if how == "is deaf inside":
+            await do(inside, contract)
         if how == "is deaf":
             try:
                 await asyncio.Event().wait()
@@ -403,7 +439,7 @@ async def test_a_workflow_that_never_ends_is_given_up_and_only_its_item_is_quara
         assert problem.text.startswith("its workflow did not end within 0.3 s. What it paid for is kept.")
         assert platform.kernel.store.all("reservations") == []
         assert all(row["status"] in ("ok", "failed", "killed", "cancelled") for row in steps(platform, summary.run))
-        if how == "is deaf":
+        if how.startswith("is deaf"):
             assert deaf  # it went on, and could ask for nothing more
             assert summary.calls == 4
 

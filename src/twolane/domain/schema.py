@@ -120,13 +120,19 @@ def revive(
     unplaced = _unplaced(value, model, sources)
     if unplaced:
         return Judged(None, unplaced)
+    problem = objection(value, check)
+    return Judged(None, (problem,)) if problem else Judged(value)
+
+
+def objection(value: R, check: Callable[[R], object] | None) -> Problem | None:
+    """What a check has against a reply that is good in itself."""
     try:
-        if check is not None and check(value) is False:
-            return _refused("its check refused it without a word")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the same
+        if check is None or check(value) is not False:
+            return None
+        said = ""
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code: whatever it raises, it said no
         said = str(error) if isinstance(error, ValueError | AssertionError) else _words_of(error)
-        return _refused(said or "its check refused it without a word")
-    return Judged(value)
+    return Problem("", _short(said or "its check refused it without a word"))
 
 
 def quotes_in(value: object, path: Path = ()) -> Iterator[tuple[Path, Quote]]:
