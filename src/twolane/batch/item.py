@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel
 
+from twolane.batch.conversation import Conversation
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
 from twolane.batch.tools import Tool, ToolCall
@@ -26,7 +27,7 @@ from twolane.domain.money import Money
 from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
 from twolane.domain.schema import judge, revive
 from twolane.errors import HandoffRefused, Problem, UpstreamError
-from twolane.kernel import Kernel, Request, Settled
+from twolane.kernel import Answer, Kernel, Request, Settled
 from twolane.rules.fingerprint import fingerprint
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
@@ -38,7 +39,8 @@ T = TypeVar("T")
 class _Memo:
     """A stored output with what it once cost."""
 
-    value: BaseModel
+    value: BaseModel | None
+    """As its agent's own type; None for a turn of a conversation."""
     body: bytes
     step: str
     figures: dict[str, int | None]
@@ -166,7 +168,7 @@ class Item:
                     flight.task.cancel()
                     await asyncio.wait([flight.task])
 
-    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt) -> str:
+    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt, turns: Sequence[Mapping[str, object]] = ()) -> str:
         drawn = f"{self._origin.run}/{self._origin.item}/" if prompt.temperature > 0 else ""
         try:
             asked = fingerprint(
@@ -178,6 +180,8 @@ class Item:
                 max_tokens=prompt.max_tokens or 0,
                 temperature=prompt.temperature,
                 sample=f"{drawn}{prompt.sample}",
+                tools=[tool.definition() for tool in agent.tools],
+                turns=turns,
             )
         except ValueError as error:
             raise HandoffRefused(agent.name, [Problem("", f"its prompt cannot be written as JSON: {error}")]) from None
@@ -191,6 +195,8 @@ class Item:
             await asyncio.sleep(0)
 
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, key: str) -> R:
+        if agent.tools:
+            return await Conversation(self, agent, prompt).value()
         memo = self._memo(agent, key)
         request = self._request(agent, prompt)
         if memo is not None:
@@ -225,24 +231,33 @@ class Item:
     async def _ask(
         self, agent: Agent[..., R], request: Request, key: str
     ) -> tuple[R | None, Sequence[Problem], Settled]:
-        """One attempt at the upstream, judged before it is settled, so that all of it commits together. An answer that
-        breaks off halfway has reached nobody here: it is asked for again, as often as the upstream's `retries` say."""
+        """One attempt at the upstream, judged before it is settled, so that all of it commits together."""
+
+        def take(answer: Answer, completion: Completion) -> tuple[R | None, Sequence[Problem]]:
+            judged = judge(completion.text, agent.returns, self._sources())
+            problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
+            problems = problems or judged.problems
+            if judged.value is None:
+                answer.status, answer.reason = Status.REFUSED, _where(problems)
+                self.refused_replies[agent.name] = completion.text
+            else:
+                answer.also = self._keep(judged.body, key)
+            return judged.value, problems
+
+        (value, problems), settled = await self._answered(request, take)
+        return value, problems, settled
+
+    async def _answered(self, request: Request, take: Callable[[Answer, Completion], T]) -> tuple[T, Settled]:
+        """What `take` makes of the whole answer, once it is on disk. An answer that breaks off halfway has reached
+        nobody here: it is asked for again, as often as the upstream's `retries` say."""
         retries = self._kernel.upstreams[request.route.upstreams[0]].retries
         while True:
             has_begun = False  # until then the door makes the further attempts
             try:
                 async with self._kernel.door.step(request) as answer:
                     has_begun = True
-                    completion = await answer.whole()
-                    judged = judge(completion.text, agent.returns, self._sources())
-                    problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
-                    problems = problems or judged.problems
-                    if judged.value is None:
-                        answer.status, answer.reason = Status.REFUSED, _where(problems)
-                        self.refused_replies[agent.name] = completion.text
-                    else:
-                        answer.also = self._keep(judged.body, key)
-                return judged.value, problems, await answer.durable()
+                    taken = take(answer, await answer.whole())
+                return taken, await answer.durable()
             except UpstreamError as error:
                 if retries == 0 or not has_begun or not error.retryable:
                     raise
@@ -275,12 +290,19 @@ class Item:
 
     def _memo(self, agent: Agent[..., R], key: str) -> _Memo | None:
         """The stored output, judged again: a validator may have been tightened since."""
+        kept = self._kept(key)
+        if kept is None:
+            return None
+        judged = revive(orjson.loads(kept.body), agent.returns, self._sources())
+        return None if judged.value is None else replace(kept, value=judged.value)
+
+    def _kept(self, key: str) -> _Memo | None:
+        """The stored output as it lies there."""
         row = self._kernel.store.one("memo", fingerprint=key)
         if row is None:
             return None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        judged = revive(orjson.loads(body), agent.returns, self._sources())
-        return None if judged.value is None else _Memo(judged.value, body, row["step"], _figures(row))
+        return _Memo(None, body, row["step"], _figures(row))
 
     def _reuse(self, memo: _Memo, request: Request) -> None:
         """An entry that points at the step that paid. Nobody waits for it: the item's own end is written after it."""

@@ -14,10 +14,11 @@ import time
 import typing
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import CodeType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from twolane.batch.processes import Broken, Processes
@@ -54,6 +55,22 @@ class Tool(Doable[P, T]):
     def is_async(self) -> bool:
         """Whether it runs on the event loop."""
         return inspect.iscoroutinefunction(self.function)
+
+    @cached_property
+    def arguments(self) -> type[BaseModel]:
+        """Its arguments as a model, for whoever has them as JSON."""
+        parameters = inspect.signature(self.function).parameters
+        fields: dict[str, Any] = {
+            name: (self.takes[name], ... if each.default is inspect.Parameter.empty else each.default)
+            for name, each in parameters.items()
+        }
+        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+
+    def definition(self) -> dict[str, object]:
+        """What a model is told of it."""
+        told = {"name": self.name, "parameters": self.arguments.model_json_schema()}
+        words = inspect.getdoc(self.function)
+        return {"type": "function", "function": {**told, "description": words} if words else told}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T | Coroutine[Any, Any, T]:
         """The function itself, for tests."""

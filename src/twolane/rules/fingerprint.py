@@ -20,13 +20,16 @@ def fingerprint(
     max_tokens: int,
     temperature: float,
     sample: str,
+    tools: Sequence[Mapping[str, object]] = (),
+    turns: Sequence[Mapping[str, object]] = (),
 ) -> bytes:
     """Canonical bytes of what a step would ask; the caller keys and hashes them.
 
     `candidates` are the route's possible models by kind and name: its definition, not its decision. Validators are not
     in it (stored outputs are validated again), nor are addresses, keys, slots or prices. `sample` tells apart what
     is asked several times on purpose; for answers drawn at random (temperature > 0) it holds run and item, so that
-    they are replayed inside one run and never reused by another.
+    they are replayed inside one run and never reused by another. `tools` are told to the model, and `turns` follow the
+    messages: its calls and their results.
     """
     return canonical_json(
         {
@@ -39,5 +42,6 @@ def fingerprint(
             "max_tokens": max_tokens,
             "temperature": temperature,
             "sample": sample,
+            **({"tools": list(tools), "turns": list(turns)} if tools else {}),
         }
     )
