@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from pydantic import BaseModel
 from twolane import Document, Item, Platform, Prompt, RunSummary, Workflow, agent, tool, workflow
 from twolane.batch import run as runs
 from twolane.batch.conversation import MAX_TURNS
-from twolane.config import Config, PriceTable, RouteSection, UpstreamSection
-from twolane.domain.records import ModelCall, Usage
+from twolane.domain.records import ModelCall
 from twolane.errors import ConfigError
-from twolane.models.sse import DONE, Chunks, MadeStream
+from twolane.testing import Rehearsal
 
 Said = str | Sequence[tuple[str, object]]
 """What the model says in one turn: a text, or calls as (name, arguments)."""
@@ -25,37 +23,6 @@ Said = str | Sequence[tuple[str, object]]
 
 class Verdict(BaseModel):
     text: str
-
-
-class Scripted:
-    """A model that says, at each turn of a conversation, what the script says for as many messages as there are."""
-
-    name = "scripted"
-
-    def __init__(self, script: Callable[[ModelCall], Said]) -> None:
-        self.script = script
-        self.calls: list[ModelCall] = []
-
-    async def open(self, call: ModelCall) -> MadeStream:
-        self.calls.append(call)
-        return MadeStream(lambda stream: self._blocks(call))
-
-    async def aclose(self) -> None:
-        pass
-
-    async def _blocks(self, call: ModelCall) -> AsyncIterator[bytes]:
-        said, chunks = self.script(call), Chunks(call.model)
-        if isinstance(said, str):
-            yield chunks.chunk(said, role="assistant")
-            yield chunks.chunk(finish_reason="stop")
-        else:
-            for at, (name, arguments) in enumerate(said):
-                text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-                function = {"name": name, "arguments": text}
-                delta = {"tool_calls": [{"index": at, "id": f"id{at}", "type": "function", "function": function}]}
-                yield chunks._event([{"index": 0, "delta": delta}])
-            yield chunks.chunk(finish_reason="tool_calls")
-        yield chunks.usage(Usage(100, 10)) + DONE
 
 
 CALLED: list[str] = []
@@ -89,25 +56,24 @@ def turns(call: ModelCall) -> int:
     return sum(message["role"] == "assistant" for message in call.raw_messages or ())
 
 
-def by_turn(*said: Said) -> Callable[[ModelCall], Said]:
-    return lambda call: said[min(turns(call), len(said) - 1)]
+def results_in(call: ModelCall) -> list[str]:
+    """What the model was told that its calls gave."""
+    return [str(message["content"]) for message in call.raw_messages or () if message["role"] == "tool"]
+
+
+def told(said: Said) -> str:
+    if isinstance(said, str):
+        return said
+    return json.dumps({"tool_calls": [{"name": name, "arguments": arguments} for name, arguments in said]})
+
+
+def by_turn(*said: Said) -> Callable[[ModelCall], str]:
+    return lambda call: told(said[min(turns(call), len(said) - 1)])
 
 
 @pytest.fixture(autouse=True)
 def nothing_called() -> None:
     CALLED.clear()
-
-
-@asynccontextmanager
-async def opened(folder: Path, model: Scripted) -> AsyncIterator[Platform]:
-    section = UpstreamSection(kind="rehearsal", price=PriceTable(input="1", output="2"), retries=0)
-    config = Config(
-        store=f"sqlite:{folder / 'twolane.db'}",
-        upstream={"scripted": section},
-        route={"auto": RouteSection(light="scripted")},
-    )
-    async with await Platform.open(config, models={"scripted": model}) as platform:
-        yield platform
 
 
 async def run(platform: Platform, flow: Workflow = judge) -> RunSummary:
@@ -132,15 +98,15 @@ def problem(platform: Platform, summary: RunSummary) -> str:
 REPLY = '{"text": "23 %"}'
 
 
-async def test_a_model_calls_tools_and_replies_with_what_they_gave(tmp_path: Path) -> None:
-    model = Scripted(by_turn([("rate_of", {"country": "PL"}), ("shout", {"words": "vat"})], REPLY))
-    async with opened(tmp_path, model) as platform:
+async def test_a_model_calls_tools_and_replies_with_what_they_gave() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("rate_of", {"country": "PL"}), ("shout", {"words": "vat"})], REPLY))
+    async with rehearsal as platform:
         summary = await run(platform)
         assert (summary.status, text_of(summary)) == ("done", "23 %")
-        told = steps(platform, summary)
-        assert (told[0], told[-1]) == (("chat", "clerk", "ok"), ("chat", "clerk", "ok"))
-        assert set(told[1:-1]) == {("tool", "rate_of", "ok"), ("tool", "shout", "ok")}
-        first, second = model.calls
+        made = steps(platform, summary)
+        assert (made[0], made[-1]) == (("chat", "clerk", "ok"), ("chat", "clerk", "ok"))
+        assert set(made[1:-1]) == {("tool", "rate_of", "ok"), ("tool", "shout", "ok")}
+        first, second = rehearsal.calls("clerk")
         assert first.raw_messages is None
         names = [each["function"]["name"] for each in first.extras["tools"]]  # type: ignore[attr-defined]
         assert names == ["rate_of", "shout"]
@@ -149,39 +115,36 @@ async def test_a_model_calls_tools_and_replies_with_what_they_gave(tmp_path: Pat
             "system", "user", "user", "assistant", "tool", "tool",
         ]  # fmt: skip
         assert [message["content"] for message in second.raw_messages[-2:]] == ["23", '"VAT"']
-        assert [message["tool_call_id"] for message in second.raw_messages[-2:]] == ["id0", "id1"]
-        assert summary.cost == "0.00024"
+        assert [message["tool_call_id"] for message in second.raw_messages[-2:]] == ["call_0", "call_1"]
         assert platform.kernel.store.all("reservations") == []
         assert platform.verify().ok
 
 
-async def test_the_next_run_walks_the_same_conversation_from_memos(tmp_path: Path) -> None:
-    model = Scripted(by_turn([("shout", {"words": "vat"})], REPLY))
-    async with opened(tmp_path, model) as platform:
+async def test_the_next_run_walks_the_same_conversation_from_memos() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("shout", {"words": "vat"})], REPLY))
+    async with rehearsal as platform:
         await run(platform)
         second = await run(platform)
-        assert (second.calls, second.reused, len(model.calls), CALLED) == (0, 3, 2, ["vat"])
+        assert (second.calls, second.reused, rehearsal.requests("clerk"), CALLED) == (0, 3, 2, ["vat"])
 
 
-async def test_a_tool_that_is_not_pure_is_called_by_each_run_and_the_same_result_asks_nothing_new(
-    tmp_path: Path,
-) -> None:
-    model = Scripted(by_turn([("rate_of", {"country": "PL"})], REPLY))
-    async with opened(tmp_path, model) as platform:
+async def test_a_tool_that_is_not_pure_is_called_by_each_run_and_the_same_result_asks_nothing_new() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("rate_of", {"country": "PL"})], REPLY))
+    async with rehearsal as platform:
         await run(platform)
         await run(platform)
-        assert (len(model.calls), CALLED) == (2, ["PL 2026", "PL 2026"])
+        assert (rehearsal.requests("clerk"), CALLED) == (2, ["PL 2026", "PL 2026"])
 
 
-async def test_an_item_that_begins_again_pays_for_no_turn_twice(tmp_path: Path) -> None:
-    model = Scripted(by_turn([("rate_of", {"country": "PL"})], "{}"))
-    async with opened(tmp_path, model) as platform:
+async def test_an_item_that_begins_again_pays_for_no_turn_twice() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("rate_of", {"country": "PL"})], "{}"))
+    async with rehearsal as platform:
         summary = await run(platform)
-        assert (summary.items["quarantined"], len(model.calls)) == (1, 3)
-        model.script = by_turn([("rate_of", {"country": "PL"})], REPLY)
+        assert (summary.items["quarantined"], rehearsal.requests("clerk")) == (1, 3)
+        rehearsal.reply("clerk", by_turn([("rate_of", {"country": "PL"})], REPLY))
         await platform.prepare_resume(summary.run, quarantined=True)
         again = await platform.work(summary.run, flow=judge)
-        assert (again.items["done"], len(model.calls), CALLED) == (1, 4, ["PL 2026"])
+        assert (again.items["done"], rehearsal.requests("clerk"), CALLED) == (1, 4, ["PL 2026"])
 
 
 @pytest.mark.parametrize(
@@ -196,17 +159,19 @@ async def test_an_item_that_begins_again_pays_for_no_turn_twice(tmp_path: Path) 
     ],
     ids=["unknown", "missing", "more", "type", "no json", "many"],
 )
-async def test_a_call_it_may_not_make_is_told_once_and_then_the_handoff_is_refused(
-    tmp_path: Path, calls: Said, words: str
-) -> None:
-    model = Scripted(by_turn(calls, REPLY))
-    async with opened(tmp_path, model) as platform:
+async def test_a_call_it_may_not_make_is_told_once_and_then_the_handoff_is_refused(calls: Said, words: str) -> None:
+    rehearsal = Rehearsal(clerk=by_turn(calls, REPLY))
+    async with rehearsal as platform:
         summary = await run(platform)
         assert (text_of(summary), CALLED) == ("23 %", [])
         assert steps(platform, summary) == [("chat", "clerk", "refused"), ("chat", "clerk", "ok")]
-        told = [str(message["content"]) for message in model.calls[-1].raw_messages or () if message["role"] == "tool"]
-        assert words in told[-1]
-        model.script = by_turn(calls)
+        results = [
+            str(message["content"])
+            for message in rehearsal.calls("clerk")[-1].raw_messages or ()
+            if message["role"] == "tool"
+        ]
+        assert words in results[-1]
+        rehearsal.reply("clerk", by_turn(calls))
         other = workflow(version="1", name="judge")(again)
         refused = await run(platform, other)
         assert refused.items["quarantined"] == 1
@@ -218,71 +183,73 @@ async def again(document: Document, do: Item) -> Verdict:
     return await do(clerk, Document(document.id, "Another contract."))
 
 
-async def test_good_calls_of_a_turn_with_a_bad_one_are_not_made(tmp_path: Path) -> None:
-    model = Scripted(by_turn([("shout", {"words": "vat"}), ("remove", {})], REPLY))
-    async with opened(tmp_path, model) as platform:
+async def test_good_calls_of_a_turn_with_a_bad_one_are_not_made() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("shout", {"words": "vat"}), ("remove", {})], REPLY))
+    async with rehearsal as platform:
         await run(platform)
         assert CALLED == []
-        told = [message["content"] for message in model.calls[-1].raw_messages or () if message["role"] == "tool"]
-        assert told[0] == "not called, because another call of this turn was refused"
+        results = [
+            message["content"]
+            for message in rehearsal.calls("clerk")[-1].raw_messages or ()
+            if message["role"] == "tool"
+        ]
+        assert results[0] == "not called, because another call of this turn was refused"
 
 
-async def test_a_model_that_never_replies_comes_to_an_end(tmp_path: Path) -> None:
-    model = Scripted(lambda call: [("shout", {"words": f"turn {turns(call)}"})])
-    async with opened(tmp_path, model) as platform:
+async def test_a_model_that_never_replies_comes_to_an_end() -> None:
+    rehearsal = Rehearsal(clerk=lambda call: told([("shout", {"words": f"turn {turns(call)}"})]))
+    async with rehearsal as platform:
         summary = await run(platform)
         assert problem(platform, summary) == f"clerk: /: it came to no end within {MAX_TURNS} turns"
-        assert len(model.calls) == MAX_TURNS
+        assert rehearsal.requests("clerk") == MAX_TURNS
 
 
-async def test_a_reply_that_does_not_fit_is_repaired_within_the_conversation(tmp_path: Path) -> None:
-    model = Scripted(by_turn([("shout", {"words": "vat"})], REPLY))
-
-    def once_wrong(call: ModelCall) -> Said:
-        told = [str(message["content"]) for message in call.raw_messages or ()]
+async def test_a_reply_that_does_not_fit_is_repaired_within_the_conversation() -> None:
+    def once_wrong(call: ModelCall) -> str:
         if turns(call) == 0:
-            return [("shout", {"words": "vat"})]
-        return REPLY if "Your reply was refused for these problems" in told[-1] else '{"text": 7}'
+            return told([("shout", {"words": "vat"})])
+        last = str((call.raw_messages or ())[-1]["content"])
+        return REPLY if "Your reply was refused for these problems" in last else '{"text": 7}'
 
-    model.script = once_wrong
-    async with opened(tmp_path, model) as platform:
+    rehearsal = Rehearsal(clerk=once_wrong)
+    async with rehearsal as platform:
         summary = await run(platform)
         assert text_of(summary) == "23 %"
         assert [status for _, _, status in steps(platform, summary)] == ["ok", "ok", "refused", "ok"]
-        assert '7 is not of type "string"' in str((model.calls[-1].raw_messages or ())[-1]["content"])
+        assert '7 is not of type "string"' in str((rehearsal.calls("clerk")[-1].raw_messages or ())[-1]["content"])
 
 
-async def test_a_tool_that_fails_refuses_the_handoff_in_its_own_name(tmp_path: Path) -> None:
-    model = Scripted(by_turn([("rate_of", {"country": "XX"})], REPLY))
-    async with opened(tmp_path, model) as platform:
+async def test_a_tool_that_fails_refuses_the_handoff_in_its_own_name() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("rate_of", {"country": "XX"})], REPLY))
+    async with rehearsal as platform:
         assert problem(platform, await run(platform)).startswith("rate_of: /: it raised KeyError")
 
 
-async def test_the_allowance_covers_the_whole_conversation(tmp_path: Path) -> None:
-    dear = agent(returns=Verdict, tools=[shout], allowance="$0.005", name="clerk")(clerk.prompt)
+async def test_the_allowance_covers_the_whole_conversation() -> None:
+    dear = agent(returns=Verdict, tools=[shout], allowance="$0.0002", name="clerk")(clerk.prompt)
 
     async def story(document: Document, do: Item) -> Verdict:
         return await do(dear, document)
 
-    model = Scripted(lambda call: [("shout", {"words": f"turn {turns(call)} " + "x" * 200})])
-    async with opened(tmp_path, model) as platform:
+    rehearsal = Rehearsal(clerk=lambda call: told([("shout", {"words": f"turn {turns(call)} " + "x" * 200})]))
+    async with rehearsal as platform:
         summary = await run(platform, workflow(version="1", name="judge")(story))
         assert "allowance:clerk: budget" in problem(platform, summary)
-        assert 0 < len(model.calls) < MAX_TURNS
+        assert 0 < rehearsal.requests("clerk") < MAX_TURNS
 
 
-async def test_an_agent_without_tools_cannot_be_talked_into_calling_one(tmp_path: Path) -> None:
+async def test_an_agent_without_tools_cannot_be_talked_into_calling_one() -> None:
     plain: Any = agent(returns=Verdict, repairs=0, name="clerk")(clerk.prompt)
 
     async def story(document: Document, do: Item) -> Verdict:
         found: Verdict = await do(plain, document)
         return found
 
-    model = Scripted(by_turn([("shout", {"words": "vat"})]))
-    async with opened(tmp_path, model) as platform:
+    rehearsal = Rehearsal(clerk=by_turn([("shout", {"words": "vat"})]))
+    async with rehearsal as platform:
         summary = await run(platform, workflow(version="1", name="judge")(story))
         assert (summary.items["quarantined"], CALLED) == (1, [])
-        assert model.calls[0].extras == {}
+        assert rehearsal.calls("clerk")[0].extras == {}
 
 
 def test_tools_of_an_agent_have_names_of_their_own_that_a_model_can_be_told() -> None:
