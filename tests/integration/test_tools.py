@@ -301,9 +301,10 @@ def refused() -> Iterator[tuple[Any, str]]:
     yield untyped, "tool untyped: its parameter word needs a name and a type of its own"
     yield many, "tool many: its parameter words needs a name and a type of its own"
     yield silent, "tool silent: it must say what it returns"
+    yield len, "is no function, so it cannot be a tool"
 
 
-@pytest.mark.parametrize(("function", "words"), list(refused()), ids=["inside", "untyped", "many", "silent"])
+@pytest.mark.parametrize(("function", "words"), list(refused()), ids=["inside", "untyped", "many", "silent", "len"])
 def test_a_function_that_cannot_be_a_tool_is_refused_where_it_is_written(function: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         tool()(function)

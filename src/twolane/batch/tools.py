@@ -102,6 +102,8 @@ def tool(*, pure: bool = False, timeout_s: float = 60.0, price: str | None = Non
         Money.parse(price, named_currency(price) or "USD")
 
     def make(function: Callable[..., Any]) -> Tool[..., Any]:  # Any: `_Make` says it precisely
+        if not inspect.isfunction(function):
+            raise ConfigError(f"{function!r} is no function, so it cannot be a tool", hint="Write one that calls it")
         own_name = name or function.__name__
         hints = _annotations(own_name, function)
         returns = TypeAdapter(hints.pop("return"))
