@@ -76,8 +76,8 @@ class Platform:
         reports: str | None = None,
         tenant: str = TENANT,
     ) -> str:
-        """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works
-        on it.
+        """Write a new run over files, folders, documents, rows and queries; its id. Nothing is called before somebody
+        works on it.
 
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.

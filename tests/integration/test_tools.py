@@ -127,6 +127,7 @@ async def test_identical_calls_in_flight_are_made_once(log: Path) -> None:
 async def test_values_of_every_kind_reach_a_tool_as_what_they_were() -> None:
     async def story(do: Item) -> object:
         assert await do(toolbox.chatty) == "an answer"
+        assert await do(toolbox.doubled, "ab") == "abababab", "with what its decorator adds"
         return await do(toolbox.count_words, toolbox.Parcel(words=["a", "b"]), least=1)
 
     async with Rehearsal() as platform:

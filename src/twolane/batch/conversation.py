@@ -64,7 +64,8 @@ class _Turn:
 
 
 class Conversation(Generic[R]):
-    """One agent's conversation within one item."""
+    """One agent's conversation within one item: a part of `Item` with a file of its own, so it uses what is private
+    there."""
 
     def __init__(self, item: Item, agent: Agent[..., R], prompt: Prompt) -> None:
         self._item, self._agent, self._prompt = item, agent, prompt

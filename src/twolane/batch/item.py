@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel
 
+from twolane.batch.calls import ToolCall
 from twolane.batch.conversation import Conversation
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
-from twolane.batch.tools import Tool, ToolCall
+from twolane.batch.tools import Tool
 from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
 from twolane.domain.canonical import commitment
 from twolane.domain.completion import Completion
