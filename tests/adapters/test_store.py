@@ -448,7 +448,7 @@ PLACE = {"tenant": "t", "run": "r1", "owner": "", "name": "seen"}
 
 async def begin(store: Store) -> None:
     def work(tx: Transaction) -> None:
-        tx.run("add_run", id="r1", tenant="t", flow="f", workflow="f", options="{}", created=0)
+        tx.run("add_run", id="r1", tenant="t", flow="f", workflow="f", options="{}", created=0, priority=0, due=0)
         tx.run("add_subject", id="s1", tenant="t", name="n", wrapped=b"w", created=0)
 
     await store.write(work)

@@ -209,7 +209,7 @@ async def test_a_reply_that_does_not_fit_is_repaired_within_the_conversation() -
         if turns(call) == 0:
             return told([("shout", {"words": "vat"})])
         last = str((call.raw_messages or ())[-1]["content"])
-        return REPLY if "Your reply was refused for these problems" in last else '{"text": 7}'
+        return REPLY if "An earlier reply was refused for these problems" in last else '{"text": 7}'
 
     rehearsal = Rehearsal(clerk=once_wrong)
     async with rehearsal as platform:

@@ -173,6 +173,11 @@ class ToolCall(Generic[T]):
                     output_tokens=0,
                     cost_pico=pico,
                     total_us=running.total_us,
+                    agent="",  # found by its fingerprint alone
+                    parts="{}",
+                    loose="",
+                    answer="",
+                    made=ledger.now_us(),
                 )
 
         recorded = self._kernel.store.submit(work)

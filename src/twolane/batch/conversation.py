@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from twolane.batch.workflow import Agent, NeedsCall, Prompt
+from twolane.batch.handoff import answered, refusal, where
+from twolane.batch.memo import Sought
+from twolane.batch.workflow import Agent, Prompt
 from twolane.domain.completion import Completion
-from twolane.domain.money import Money
 from twolane.domain.records import Status
-from twolane.domain.schema import judge
+from twolane.domain.schema import Judged, judge
 from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Answer, Request
 
@@ -67,8 +69,8 @@ class Conversation(Generic[R]):
     """One agent's conversation within one item: a part of `Item` with a file of its own, so it uses what is private
     there."""
 
-    def __init__(self, item: Item, agent: Agent[..., R], prompt: Prompt) -> None:
-        self._item, self._agent, self._prompt = item, agent, prompt
+    def __init__(self, item: Item, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> None:
+        self._item, self._agent, self._prompt, self._sought = item, agent, prompt, sought
         self._tools = {tool.name: tool for tool in agent.tools}
         self._said: list[Mapping[str, object]] = []
         """What followed the prompt."""
@@ -90,64 +92,71 @@ class Conversation(Generic[R]):
                     raise HandoffRefused(self._agent.name, turn.problems)
                 self._said += [turn.message, *await self._results(turn)]
                 continue
-            judged = judge(str(turn.message["content"]), self._agent.returns, self._item._sources())
+            judged = self._judged(turn)
             if judged.value is not None:
                 return judged.value
             if repairs == 0:
                 raise HandoffRefused(self._agent.name, judged.problems)
             repairs -= 1
-            lines = "\n".join(f"- {problem}" for problem in judged.problems)
-            words = f"Your reply was refused for these problems; reply again without them:\n{lines}"
-            self._said.append({"role": "user", "content": words})
+            self._said.append({"role": "user", "content": refusal(judged.problems)})
         raise HandoffRefused(self._agent.name, [Problem("", f"it came to no end within {MAX_TURNS} turns")])
 
     async def _next(self) -> _Turn:
-        """The model's next turn: from its memo, or from the model."""
-        item = self._item
-        key = item._fingerprint(self._agent, self._prompt, self._said)
-        kept = item._kept(key)
+        """The model's next turn: from its memo, or from the model; on another route where a person named one."""
+        item, agent, sought = self._item, self._agent, self._sought.after(self._said, self._item._kernel)
+        kept, other = self._kept(sought, agent), item._steer.route(agent.name)
+        if kept is None and other is not None:
+            sought = sought.on(other, item._kernel)
+            agent = replace(agent, route=other)
+            kept = self._kept(sought, agent)
         if kept is not None:
-            turn = self._read(orjson.loads(kept.body))
-            if not turn.problems and (turn.calls or self._is_accepted(turn)):
-                if not item._is_plan:
-                    item._kernel.switches.check(item._origin.scopes())
-                    item._reuse(kept, self._request())
-                return turn
+            return kept
+        request = self._request(agent)
         if item._is_plan:
-            raise NeedsCall(self._agent.name)
-        turn, settled = await item._answered(self._request(), lambda answer, said: self._take(answer, said, key))
-        self._spent_pico += settled.pico or 0
+            raise item._missed(sought, request)
+        take = partial(self._take, sought=sought)
+        turn, _, pico = await answered(item._kernel, agent, request, self._spent_pico, take)
+        self._spent_pico += pico
         return turn
 
-    def _take(self, answer: Answer, completion: Completion, key: str) -> _Turn:
+    def _kept(self, sought: Sought, agent: Agent[..., R]) -> _Turn | None:
+        """The turn as it was kept, if what may be called and what fits is still the same."""
+        item = self._item
+        memo = item._memos.find_turn(sought)
+        if memo is None:
+            return None
+        turn = self._read(orjson.loads(memo.body))
+        if turn.problems or not (turn.calls or self._judged(turn).value is not None):
+            return None
+        item.hits.append(agent.name)
+        if not item._is_plan:
+            item._kernel.switches.check(item._origin.scopes())
+            item._memos.reuse(memo, sought, self._request(agent))
+        return turn
+
+    def _take(self, answer: Answer, completion: Completion, *, sought: Sought) -> _Turn:
         """Judge a turn before it is settled; what is accepted is kept with it."""
         message = completion.choices.get(0, {}).get("message")
         asked = message.get("tool_calls") if isinstance(message, dict) else None
         turn = self._read({"content": completion.text, "tool_calls": asked or []})
-        if turn.problems:
-            answer.status, answer.reason = Status.REFUSED, f"tool call refused at {turn.problems[0].pointer}"
-        elif turn.calls or self._is_accepted(turn):
-            body = orjson.dumps({"content": turn.message["content"], "tool_calls": turn.message.get("tool_calls", [])})
-            answer.also = self._item._keep(body, key)
-        else:
-            answer.status, answer.reason = Status.REFUSED, "handoff refused"
+        problems = turn.problems if turn.calls else self._judged(turn).problems
+        if problems:
+            answer.status, answer.reason = Status.REFUSED, where(problems)
             self._item.refused_replies[self._agent.name] = completion.text
+        else:
+            body = orjson.dumps({"content": turn.message["content"], "tool_calls": turn.message.get("tool_calls", [])})
+            answer.also = self._item._memos.keep_turn(sought, body)
         return turn
 
-    def _is_accepted(self, turn: _Turn) -> bool:
-        return judge(str(turn.message["content"]), self._agent.returns, self._item._sources()).value is not None
+    def _judged(self, turn: _Turn) -> Judged[R]:
+        return judge(str(turn.message["content"]), self._agent.returns, self._sought.sources, self._sought.check)
 
-    def _request(self) -> Request:
-        item, agent = self._item, self._agent
-        request = item._request(agent, self._prompt)
+    def _request(self, agent: Agent[..., R]) -> Request:
+        request = self._item._request(agent, self._prompt)
         told: list[Mapping[str, object]] = [{"role": m.role, "content": m.content} for m in request.call.messages]
         raw = (*told, *self._said) if self._said else None
         extras = {"tools": [tool.definition() for tool in agent.tools]}
-        request = replace(request, call=replace(request.call, raw_messages=raw, extras=extras))
-        if agent.allowance is None:
-            return request
-        allowed = Money.parse(agent.allowance, item._kernel.config.currency).pico
-        return replace(request, allowance_pico=max(0, allowed - self._spent_pico))
+        return replace(request, call=replace(request.call, raw_messages=raw, extras=extras))
 
     # ── calls ──
 

@@ -10,41 +10,33 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
-import orjson
 from pydantic import BaseModel
 
 from twolane.batch.calls import ToolCall
 from twolane.batch.conversation import Conversation
+from twolane.batch.handoff import Handoff
+from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
 from twolane.batch.tools import Tool
 from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
-from twolane.domain.canonical import commitment
-from twolane.domain.completion import Completion
 from twolane.domain.document import Document
-from twolane.domain.money import Money
-from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
-from twolane.domain.schema import judge, revive
-from twolane.errors import HandoffRefused, Problem, UpstreamError
-from twolane.kernel import Answer, Kernel, Request, Settled
-from twolane.rules.fingerprint import fingerprint
-from twolane.store import Row, Transaction
-from twolane.store.vault import seal, unseal
+from twolane.domain.records import Lane, ModelCall, Origin, Subject
+from twolane.kernel import Kernel, Request
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Memo:
-    """A stored output with what it once cost."""
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """While planning: a step that a run would have to call, and why."""
 
-    value: BaseModel | None
-    """As its agent's own type; None for a turn of a conversation."""
-    body: bytes
-    step: str
-    figures: dict[str, int | None]
+    agent: str
+    why: Callable[[], str]
+    request: Request
 
 
 @dataclass
@@ -92,6 +84,8 @@ class Item:
         source: Document | None,
         *,
         options: Mapping[str, str],
+        steer: Steer | None = None,
+        draws: str = "",
         is_plan: bool = False,
         common: Common | None = None,
     ) -> None:
@@ -100,7 +94,14 @@ class Item:
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
+        self._is_given_up = False
+        self.hits: list[str] = []
+        """Agents whose steps were answered from a memo, in order."""
+        self.misses: list[Miss] = []
+        """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
+        self._memos = Memos(kernel, subject, source)
+        self._steer, self._draws = steer or Steer(), draws or origin.run
         self._is_plan = is_plan
         self._common = common or Common(kernel)
         self._reader = Reader(self._common.memories, origin, subject, is_plan=is_plan)
@@ -111,11 +112,14 @@ class Item:
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
+        if self._is_given_up:  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+            await asyncio.get_running_loop().create_future()
         match act:
             case Agent():
-                prompt = act.prompt(*args, **kwargs)
-                key = self._fingerprint(act, prompt)
-                value = await self._once(key, lambda: self._perform(act, prompt, key))
+                prompt = act(*args, **kwargs)
+                sought = self._seek(act, prompt, args, kwargs)
+                value = await self._once(sought.key, lambda: self._perform(act, prompt, sought))
+                self._memos.made(value, act.name)
             case Tool():
                 bound = inspect.signature(act.function).bind(*args, **kwargs)
                 call = ToolCall(self._kernel, self._as(act.name), self._subject, act, bound)
@@ -139,9 +143,10 @@ class Item:
         source = value if isinstance(value, Document) else self._source
         inner = Item(
             self._kernel, self._origin, self._subject, source,
-            options=self.options, is_plan=self._is_plan, common=self._common,
+            options=self.options, steer=self._steer, draws=self._draws, is_plan=self._is_plan, common=self._common,
         )  # fmt: skip
         inner.refused_replies, inner._reader, inner._flights = self.refused_replies, self._reader, self._flights
+        inner.hits, inner.misses = self.hits, self.misses
         inner._path = (*self._path, flow.name)
         result = await flow.function(value, inner)
         if not isinstance(result, flow.returns):
@@ -169,24 +174,16 @@ class Item:
                     flight.task.cancel()
                     await asyncio.wait([flight.task])
 
-    def _fingerprint(self, agent: Agent[..., Any], prompt: Prompt, turns: Sequence[Mapping[str, object]] = ()) -> str:
-        drawn = f"{self._origin.run}/{self._origin.item}/" if prompt.temperature > 0 else ""
-        try:
-            asked = fingerprint(
-                tenant=self._origin.tenant,
-                agent=agent.name,
-                messages=prompt.messages(),
-                schema=agent.schema(),
-                candidates=self._kernel.candidates(agent.route),
-                max_tokens=prompt.max_tokens or 0,
-                temperature=prompt.temperature,
-                sample=f"{drawn}{prompt.sample}",
-                tools=[tool.definition() for tool in agent.tools],
-                turns=turns,
-            )
-        except ValueError as error:
-            raise HandoffRefused(agent.name, [Problem("", f"its prompt cannot be written as JSON: {error}")]) from None
-        return self._kernel.vault.keyed(asked)
+    def _seek(
+        self,
+        agent: Agent[..., Any],
+        prompt: Prompt,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Sought:
+        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(agent.name, "")
+        given = Given(tuple(args), dict(kwargs or {}))
+        return self._memos.seek(agent, prompt, given, tenant=self._origin.tenant, drawn=drawn, again=again)
 
     async def come_to_rest(self) -> None:
         """Wait for calls that the workflow began and then left alone, as `asyncio.gather` does when one of its own
@@ -195,29 +192,41 @@ class Item:
             await asyncio.wait(flights)
             await asyncio.sleep(0)
 
-    async def _perform(self, agent: Agent[..., R], prompt: Prompt, key: str) -> R:
+    def give_up(self) -> None:
+        """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
+        self._is_given_up = True
+
+    def _missed(self, sought: Sought, request: Request) -> NeedsCall:
+        """While planning: remember a step that would have to call."""
+        self.misses.append(Miss(sought.agent.name, partial(self._memos.why, sought), request))
+        return NeedsCall(sought.agent.name)
+
+    async def _perform(self, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> R:
         if agent.tools:
-            return await Conversation(self, agent, prompt).value()
-        memo = self._memo(agent, key)
+            return await Conversation(self, agent, prompt, sought).value()
+        memo, other = self._memos.find(sought), self._steer.route(agent.name)
+        if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
+            sought = sought.on(other, self._kernel)
+            memo, agent = self._memos.find(sought), sought.agent
         request = self._request(agent, prompt)
         if memo is not None:
+            self.hits.append(agent.name)
             if not self._is_plan:
                 self._kernel.switches.check(request.origin.scopes())
-                self._reuse(memo, request)
+                self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
-            raise NeedsCall(agent.name)
-        problems: Sequence[Problem] = ()
-        spent = 0
-        for round_number in range(agent.repairs + 1):
-            if round_number:
-                request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
-            within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
-            value, problems, settled = await self._ask(agent, within, key)
-            spent += settled.pico or 0
-            if value is not None:
-                return value
-        raise HandoffRefused(agent.name, problems)
+            raise self._missed(sought, request)
+        return await Handoff(
+            self._kernel,
+            agent,
+            prompt,
+            request=lambda prompt: self._request(agent, prompt),
+            sources=sought.sources,
+            check=sought.check,
+            keep=lambda body: self._memos.keep(sought, body),
+            refused_replies=self.refused_replies,
+        ).reply()
 
     def _request(self, agent: Agent[..., Any], prompt: Prompt) -> Request:
         origin = self._as(agent.name)
@@ -228,114 +237,3 @@ class Item:
             call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
-
-    async def _ask(
-        self, agent: Agent[..., R], request: Request, key: str
-    ) -> tuple[R | None, Sequence[Problem], Settled]:
-        """One attempt at the upstream, judged before it is settled, so that all of it commits together."""
-
-        def take(answer: Answer, completion: Completion) -> tuple[R | None, Sequence[Problem]]:
-            judged = judge(completion.text, agent.returns, self._sources())
-            problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
-            problems = problems or judged.problems
-            if judged.value is None:
-                answer.status, answer.reason = Status.REFUSED, _where(problems)
-                self.refused_replies[agent.name] = completion.text
-            else:
-                answer.also = self._keep(judged.body, key)
-            return judged.value, problems
-
-        (value, problems), settled = await self._answered(request, take)
-        return value, problems, settled
-
-    async def _answered(self, request: Request, take: Callable[[Answer, Completion], T]) -> tuple[T, Settled]:
-        """What `take` makes of the whole answer, once it is on disk. An answer that breaks off halfway has reached
-        nobody here: it is asked for again, as often as the upstream's `retries` say."""
-        retries = self._kernel.upstreams[request.route.upstreams[0]].retries
-        while True:
-            has_begun = False  # until then the door makes the further attempts
-            try:
-                async with self._kernel.door.step(request) as answer:
-                    has_begun = True
-                    taken = take(answer, await answer.whole())
-                return taken, await answer.durable()
-            except UpstreamError as error:
-                if retries == 0 or not has_begun or not error.retryable:
-                    raise
-                retries -= 1
-                request = replace(request, attempt=request.attempt + 1)
-
-    def _sources(self) -> Sequence[Document]:
-        return (self._source,) if self._source is not None else ()
-
-    def _keep(self, body: bytes, key: str) -> Callable[[Transaction, Settled], None]:
-        """What the step commits beside its record: the accepted reply and the memo. The reply and not the value made
-        from it, so that reading it again goes the same way: aliases, converters and all."""
-        sealed = seal(self._subject, body)
-
-        def also(tx: Transaction, settled: Settled) -> None:
-            usage = settled.usage
-            tx.run(
-                "add_memo",
-                fingerprint=key,
-                subject=self._subject.id,
-                body=tx.run("add_body", subject=self._subject.id, sealed=sealed),
-                step=settled.step,
-                input_tokens=usage.input_tokens if usage else 0,
-                output_tokens=usage.output_tokens if usage else 0,
-                cost_pico=settled.pico,
-                total_us=settled.total_us,
-            )
-
-        return also
-
-    def _memo(self, agent: Agent[..., R], key: str) -> _Memo | None:
-        """The stored output, judged again: a validator may have been tightened since."""
-        kept = self._kept(key)
-        if kept is None:
-            return None
-        judged = revive(orjson.loads(kept.body), agent.returns, self._sources())
-        return None if judged.value is None else replace(kept, value=judged.value)
-
-    def _kept(self, key: str) -> _Memo | None:
-        """The stored output as it lies there."""
-        row = self._kernel.store.one("memo", fingerprint=key)
-        if row is None:
-            return None
-        body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        return _Memo(None, body, row["step"], _figures(row))
-
-    def _reuse(self, memo: _Memo, request: Request) -> None:
-        """An entry that points at the step that paid. Nobody waits for it: the item's own end is written after it."""
-        digest = commitment(self._subject.salt, memo.body)
-        recorded = self._kernel.store.submit(
-            lambda tx: self._kernel.door.reuse(tx, request, of_step=memo.step, output_digest=digest)
-        )
-        recorded.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-
-def _within(request: Request, agent: Agent[..., Any], *, spent_pico: int, currency: str) -> Request:
-    if agent.allowance is None:
-        return request
-    return replace(request, allowance_pico=max(0, Money.parse(agent.allowance, currency).pico - spent_pico))
-
-
-def _where(problems: Sequence[Problem]) -> str:
-    """What a leaf may know of problems: where they are. Their words may quote the document."""
-    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"handoff refused at {problems[0].pointer or '/'}{more}"
-
-
-def _repaired(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:
-    """The same prompt with the problems quoted, and only those: not the history."""
-    lines = "\n".join(f"- {problem}" for problem in problems)
-    words = f"{prompt.user}\n\nAn earlier reply was refused for these problems; reply again without them:\n{lines}"
-    return replace(prompt, user=words)
-
-
-def _why_cut(completion: Completion) -> tuple[Problem, ...]:
-    return (Problem("", f"the reply was cut off at max_tokens, after {len(completion.text):,} characters"),)
-
-
-def _figures(row: Row) -> dict[str, int | None]:
-    return {name: row[name] for name in ("input_tokens", "output_tokens", "cost_pico", "total_us")}

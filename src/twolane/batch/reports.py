@@ -58,6 +58,11 @@ def report_name(item: str) -> str:
     return f"{name[: MAX_NAME - 20].rpartition('%')[0]}~{hashlib.sha256(item.encode()).hexdigest()[:16]}"
 
 
+def report_files(folder: Path, item: str) -> tuple[Path, ...]:
+    """The files an item's report may have."""
+    return tuple(folder / f"{report_name(item)}.{kind}" for kind in ("json", "md"))
+
+
 def run_report_paths(folder: Path) -> tuple[Path, Path]:
     """Where the report over all items lies, as JSON and as Markdown."""
     return folder / f"{RUN_REPORT}.json", folder / f"{RUN_REPORT}.md"
