@@ -104,11 +104,11 @@ class Conversation(Generic[R]):
     async def _next(self) -> _Turn:
         """The model's next turn: from its memo, or from the model; on another route where a person named one."""
         item, agent, sought = self._item, self._agent, self._sought.after(self._said, self._item._kernel)
-        kept, other = self._kept(sought, agent), item._steer.route(agent.name)
+        kept, other = await self._kept(sought, agent), item._steer.route(agent.name)
         if kept is None and other is not None:
             sought = sought.on(other, item._kernel)
             agent = replace(agent, route=other)
-            kept = self._kept(sought, agent)
+            kept = await self._kept(sought, agent)
         if kept is not None:
             return kept
         request = self._request(agent)
@@ -119,10 +119,10 @@ class Conversation(Generic[R]):
         self._spent_pico += pico
         return turn
 
-    def _kept(self, sought: Sought, agent: Agent[..., R]) -> _Turn | None:
+    async def _kept(self, sought: Sought, agent: Agent[..., R]) -> _Turn | None:
         """The turn as it was kept, if what may be called and what fits is still the same."""
         item = self._item
-        memo = item._memos.find_turn(sought)
+        memo = await item._memos.find_turn(sought)
         if memo is None:
             return None
         turn = self._read(orjson.loads(memo.body))
@@ -152,7 +152,7 @@ class Conversation(Generic[R]):
         return judge(str(turn.message["content"]), self._agent.returns, self._sought.sources, self._sought.check)
 
     def _request(self, agent: Agent[..., R]) -> Request:
-        request = self._item._request(agent, self._prompt)
+        request = self._item._request(agent, self._prompt, self._prompt.messages())
         told: list[Mapping[str, object]] = [{"role": m.role, "content": m.content} for m in request.call.messages]
         raw = (*told, *self._said) if self._said else None
         extras = {"tools": [tool.definition() for tool in agent.tools]}
