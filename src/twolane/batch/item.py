@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from twolane.batch.calls import ToolCall
+from twolane.batch.conversation import Conversation
 from twolane.batch.handoff import Handoff
 from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
-from twolane.batch.tools import Tool, ToolCall
+from twolane.batch.tools import Tool
 from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
 from twolane.domain.document import Document
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Subject
@@ -225,7 +227,14 @@ class Item:
         """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
         self._given_up.set()
 
+    def _missed(self, sought: Sought, request: Request) -> NeedsCall:
+        """While planning: remember a step that would have to call."""
+        self.misses.append(Miss(sought.agent.name, partial(self._memos.why, sought), request))
+        return NeedsCall(sought.agent.name)
+
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], sought: Sought) -> R:
+        if agent.tools:
+            return await Conversation(self, agent, prompt, sought).value()
         memo, other = await self._memos.find(sought), self._steer.route(agent.name)
         if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
             sought = sought.on(other, self._kernel)
@@ -238,8 +247,7 @@ class Item:
                 self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
-            self.misses.append(Miss(agent.name, partial(self._memos.why, sought), request))
-            raise NeedsCall(agent.name)
+            raise self._missed(sought, request)
         return await Handoff(
             self._kernel,
             agent,

@@ -44,6 +44,10 @@ class Asked:
     temperature: float
     sample: str
     again: str = ""
+    tools: Sequence[Mapping[str, object]] = ()
+    """What the model is told that it may call."""
+    turns: Sequence[Mapping[str, object]] = ()
+    """What followed the messages in a conversation with tools: its calls, and what they gave."""
 
     def canonical(self) -> bytes:
         """Canonical bytes of all of it; the caller keys and hashes them.
@@ -64,6 +68,8 @@ class Asked:
         }
         if self.again:
             asked["again"] = self.again
+        if self.tools:
+            asked |= {"tools": _canonical(list(self.tools)), "turns": _canonical(list(self.turns))}
         try:
             return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError as error:
