@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from twolane.errors import StoreError
-from twolane.store import FRESH_S, Store, Transaction, Value
+from twolane.store import FRESH_S, Store, Transaction, Value, gather
 from twolane.store import sqlite as sqlite_store
 from twolane.store.opening import open_store
 from twolane.store.sqlite import SCHEMA_VERSION, SQLiteStore
@@ -144,6 +144,49 @@ async def test_a_failing_work_fails_alone_and_leaves_nothing_behind(store: Store
     assert answers[2] is None
     assert [kept(store, name) for name in ("a", "half", "b")] == ["x", None, "x"]
     assert len(runs) <= 2  # a work may run twice, when a neighbour fails; what it wrote stands once
+
+
+async def test_many_rows_are_written_in_their_order_with_one_call(store: Store) -> None:
+    rows = [{"name": "a", "value": "1"}, {"name": "b", "value": "2"}, {"name": "a", "value": "3"}]
+    assert await store.write(lambda tx: tx.run_many("set_meta", rows)) == 3
+    assert [kept(store, name) for name in ("a", "b")] == ["3", "2"]
+    assert await store.write(lambda tx: tx.run_many("set_meta", [])) == 0
+
+
+async def test_what_a_group_gathers_is_written_before_its_commit_in_the_order_of_its_works(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+
+    def gathering(value: str) -> Callable[[Transaction], bool]:
+        def work(tx: Transaction) -> bool:
+            gather(tx, "set_meta", name=f"n{value}", value=value)
+            gather(tx, "set_meta", name="last", value=value)
+            return tx.one("get_meta", name=f"n{value}") is None
+
+        return work
+
+    waiting = [store.submit(gathering(str(number))) for number in range(5)]
+    release.set()
+    await held
+    assert all(await asyncio.gather(*waiting)), "not written before the works are through"
+    assert [kept(store, f"n{number}") for number in range(5)] == list("01234")
+    assert kept(store, "last") == "4"
+
+
+async def test_what_a_failing_work_gathered_is_not_written(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+
+    def fails(tx: Transaction) -> None:
+        gather(tx, "set_meta", name="half", value="x")
+        raise LookupError("a work of mine")
+
+    waiting = [store.submit(fails), store.submit(lambda tx: gather(tx, "set_meta", name="whole", value="x"))]
+    release.set()
+    await held
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[0], LookupError)
+    assert [kept(store, name) for name in ("half", "whole")] == [None, "x"]
 
 
 async def test_a_group_shares_one_cache_and_ends_with_one_closing_work(store: Store) -> None:
@@ -518,3 +561,62 @@ async def test_a_full_disk_is_said_plainly_and_loses_nothing_acknowledged(small_
     assert all(kept(again, f"n{number}") for number in acknowledged)
     assert (kept(again, "after"), kept(again, f"n{len(acknowledged)}")) == ("y", None)
     again.close()
+
+
+# ── memory of a run ──
+
+PLACE = {"tenant": "t", "run": "r1", "owner": "", "name": "seen"}
+
+
+async def begin(store: Store) -> None:
+    def work(tx: Transaction) -> None:
+        tx.run("add_run", id="r1", tenant="t", flow="f", workflow="f", options="{}", created=0, priority=0, due=0)
+        tx.run("add_subject", id="s1", tenant="t", name="n", wrapped=b"w", created=0)
+
+    await store.write(work)
+
+
+def setting(known: int, sealed: bytes) -> Callable[[Transaction], int]:
+    def work(tx: Transaction) -> int:
+        body = tx.run("add_body", subject="s1", sealed=sealed)
+        if known == 0:
+            return tx.run("add_memory", **PLACE, version=1, body=body)
+        return tx.run("set_memory", **PLACE, version=known + 1, body=body, known=known)
+
+    return work
+
+
+def newest(store: Store) -> tuple[int, bytes]:
+    row = store.one("memory", **PLACE)
+    assert row is not None
+    return row["version"], bytes(row["sealed"])
+
+
+async def test_a_memory_is_set_only_by_who_saw_its_newest_value(store: Store) -> None:
+    await begin(store)
+    assert await store.write(setting(0, b"first")) == 1
+    assert await store.write(setting(0, b"late")) == 0
+    assert await store.write(setting(1, b"second")) == 1
+    assert await store.write(setting(1, b"late")) == 0
+    assert newest(store) == (2, b"second")
+
+
+async def test_a_value_that_was_read_stays_when_a_newer_one_comes(store: Store) -> None:
+    await begin(store)
+    await store.write(setting(0, b"first"))
+    row = store.one("memory", **PLACE)
+    assert row is not None
+    body = row["body"]
+    pin = {**PLACE, "reader": "s1", "after": ""}
+    await store.write(lambda tx: tx.run("add_memory_read", **pin, version=1, body=body))
+    assert await store.write(lambda tx: tx.run("drop_unread_body", body=body)) == 0
+    found = store.one("memory_read", **pin)
+    assert found is not None
+    assert (found["version"], found["body"]) == (1, body)
+    await store.write(setting(1, b"second"))
+    row = store.one("memory", **PLACE)
+    assert row is not None
+    second = row["body"]
+    await store.write(setting(2, b"third"))
+    assert await store.write(lambda tx: tx.run("drop_unread_body", body=second)) == 1
+    assert store.one("body", id=second) is None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+import orjson
 
 from twolane.config import ANTHROPIC_URL, Config, UpstreamSection, near, resolve_secret
 from twolane.domain.money import Money
@@ -17,12 +20,14 @@ from twolane.kernel import ledger
 from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
-from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
+from twolane.kernel.progress import Watching
+from twolane.kernel.step import Answer, Door, House, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
 from twolane.models import Model
 from twolane.rules import routing
 from twolane.store import Store, Transaction
+from twolane.store.lookups import Lookups
 from twolane.store.opening import open_store
 from twolane.store.presence import BEAT_S, Presence
 from twolane.store.vault import Vault, unseal
@@ -45,6 +50,7 @@ class Kernel:
     lanes: Lanes
     door: Door
     upstreams: dict[str, Upstream]
+    lookups: Lookups
     _inheriting: set[asyncio.Future[None]] = field(default_factory=set)
 
     @classmethod
@@ -76,6 +82,9 @@ class Kernel:
         except BaseException:
             store.close()
             raise
+        for name, section in sections.items():
+            if name not in (models or {}) and _ignores_schemas(store, name, section):
+                upstreams[name] = _upstream(name, section.model_copy(update={"structured": "json_object"}), None)
         switches = Switches(store, check_presence=presence.check)
         treasury = Treasury(
             store,
@@ -86,16 +95,8 @@ class Kernel:
         )
         leases = Leases(store, owner=presence.name, is_alive=presence.is_alive)
         lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()}, leases=leases)
-        door = Door(
-            store,
-            upstreams=upstreams,
-            treasury=treasury,
-            lanes=lanes,
-            switches=switches,
-            currency=config.currency,
-            step_salt=vault.step_salt,
-        )
-        kernel = cls(config, store, vault, presence, treasury, switches, lanes, door, upstreams)
+        door = Door(House(store, upstreams, treasury, lanes, switches, config.currency, vault.step_salt))
+        kernel = cls(config, store, vault, presence, treasury, switches, lanes, door, upstreams, Lookups(store))
         presence.on_death = kernel._inherit
         try:
             await kernel._agree_on_currency()
@@ -124,6 +125,7 @@ class Kernel:
                 last_first.push_async_callback(upstream.model.aclose)
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
+            last_first.callback(self.watching.close)
             for task in self._inheriting:
                 last_first.callback(task.cancel)
 
@@ -169,8 +171,23 @@ class Kernel:
                 fixed[name] = routing.decide(name, light=section.light, rules=(), fallback=section.fallback, facts={})
         return fixed
 
-    def candidates(self, name: str) -> list[dict[str, object]]:
+    @cached_property
+    def watching(self) -> Watching:
+        """The runs that are watched in this process."""
+        return Watching(self.store, is_alive=self.presence.is_alive, currency=self.config.currency)
+
+    def candidates(self, name: str) -> Sequence[Mapping[str, object]]:
         """The models a route may choose, by kind and name: what a fingerprint holds of it."""
+        found = self._candidates.get(name)
+        if found is None:
+            found = self._candidates[name] = self._candidates_of(name)
+        return found
+
+    @cached_property
+    def _candidates(self) -> dict[str, Sequence[Mapping[str, object]]]:
+        return {}
+
+    def _candidates_of(self, name: str) -> Sequence[Mapping[str, object]]:
         section = self.config.route.get(name)
         names = (
             [name]
@@ -268,6 +285,15 @@ def _locks(config: Config) -> Path | None:
 def _is_template(scope: str) -> bool:
     """A configured budget that covers many scopes: each run, each item, a workflow of every tenant."""
     return scope in ("run", "item", "default") or scope.startswith("workflow:")
+
+
+def _ignores_schemas(store: Store, name: str, section: UpstreamSection) -> bool:
+    """Whether the newest probe found that this server does not keep to a schema it is asked for, and the configuration
+    leaves the way open. Some take the field and ignore it: then the schema has to be told in words."""
+    row = store.one("last_probe", upstream=name)
+    if row is None or "structured" in section.model_fields_set or row["model"] != (section.model or name):
+        return False
+    return any(what == "structured" and verdict == "no" for what, verdict, _ in orjson.loads(row["findings"]))
 
 
 def _upstream(name: str, section: UpstreamSection, model: Model | None) -> Upstream:

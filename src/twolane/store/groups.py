@@ -40,6 +40,10 @@ class Session(Protocol):
         """See `Transaction.run`."""
         ...
 
+    def change_many(self, query: str, rows: Sequence[Mapping[str, Value]]) -> int:
+        """See `Transaction.run_many`."""
+        ...
+
     def commit(self) -> None:
         """What this returns from is on disk; after an error nothing is, now or later."""
         ...
@@ -79,13 +83,18 @@ class _Group:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.cache: dict[str, Any] = {}  # Any: each key has its own
-        self._closing: list[Callable[[], None]] = []
+        self._closing: list[Callable[[], object]] = []
         self._policy: dict[tuple[str, Value], Sequence[Row]] = {}
 
     def run(self, query: str, **values: Value) -> int:
         if query in POLICY:
             self._policy.clear()
         return self._session.change(query, values)
+
+    def run_many(self, query: str, rows: Sequence[Mapping[str, Value]]) -> int:
+        if query in POLICY:
+            self._policy.clear()
+        return self._session.change_many(query, rows)
 
     def one(self, query: str, **values: Value) -> Row | None:
         rows = self.all(query, **values)
@@ -99,7 +108,7 @@ class _Group:
             self._policy[key] = self._session.ask(query, values)
         return self._policy[key]
 
-    def before_commit(self, work: Callable[[], None]) -> None:
+    def before_commit(self, work: Callable[[], object]) -> None:
         self._closing.append(work)
 
     def close(self) -> None:
@@ -126,7 +135,8 @@ class Writer:
             future.set_exception(StoreError(f"the store {self._where} is closed"))
             return future
         self._queue.append(_Work(work, future))
-        self._wake.set()
+        if not self._wake.is_set():  # it takes a lock, and one waking is enough for all that is in the queue by then
+            self._wake.set()
         return future
 
     def close(self) -> None:

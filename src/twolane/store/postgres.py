@@ -279,6 +279,13 @@ class _Session:
                 return int(next(iter(row.values())))
             return cursor.rowcount
 
+    def change_many(self, query: str, rows: Sequence[Mapping[str, Value]]) -> int:
+        assert self._connection is not None
+        self._changes_policy = self._changes_policy or query in POLICY
+        with self._server.explained("written"), self._connection.cursor() as cursor:
+            cursor.executemany(self._queries[query], [_clean(row) for row in rows])
+            return cursor.rowcount
+
     def commit(self) -> None:
         assert self._connection is not None
         epoch = self.ask("epoch", {})[0]["n"] if self._changes_policy else self.epoch

@@ -33,10 +33,6 @@ FROM json_array_elements_text(:leaves::json) WITH ORDINALITY AS each (leaf, at);
 -- Leaves in order, a page at a time, as bytes.
 SELECT position, convert_to(leaf, 'UTF8') AS leaf, hash FROM entry WHERE position >= :first ORDER BY position LIMIT :count;
 
--- name: windows
--- The windows of the scopes of a chain.
-SELECT scope, "window" FROM spending WHERE scope IN (SELECT json_array_elements_text(:scopes::json));
-
 -- name: step
 -- The public view, for one step of one tenant: found by its own index first.
 SELECT t.* FROM entry e JOIN trace_steps t ON t.leaf = e.position

@@ -112,13 +112,14 @@ class Presence:
             )
 
     def is_alive(self, name: str) -> bool:
-        """False where the process that took this name is dead, frozen or buried. Whoever acts on that buries it first.
+        """False where the process that took this name is dead, frozen or buried; nobody is no name. Whoever acts on
+        that buries it first.
 
         Raises:
             StoreError: its row cannot be read.
         """
-        if name == self.name:
-            return True
+        if name == self.name or not name:
+            return bool(name)
         if self._locks is not None and not self._locks.is_held(name):
             return False
         if self._store.one("process", name=name) is None:

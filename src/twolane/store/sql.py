@@ -23,6 +23,7 @@ _WORDS = (
     (r"\bINTEGER\b", "BIGINT"),
     (r"\)\s*WITHOUT ROWID\b", ")"),
     (r"\bVIRTUAL\b", "STORED"),
+    (r"SELECT value FROM json_each\((:\w+)\)", r"SELECT json_array_elements_text(CAST(\1 AS json))"),
     (r"(?<!:)\bwindow\b", '"window"'),  # a reserved word there
 )
 _TRIGGER = re.compile(r"CREATE TRIGGER (\w+) (AFTER \w+ ON \w+) BEGIN (.*?) END", re.DOTALL)

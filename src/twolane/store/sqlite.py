@@ -183,6 +183,13 @@ class _Session:
             raise self.unwritten(error) from error
         return cursor.rowcount
 
+    def change_many(self, query: str, rows: Sequence[Mapping[str, Value]]) -> int:
+        self._changes_policy = self._changes_policy or query in POLICY
+        try:
+            return self._connection.executemany(self._queries[query], rows).rowcount
+        except sqlite3.Error as error:
+            raise self.unwritten(error) from error
+
     def commit(self) -> None:
         try:
             self._connection.execute("COMMIT")
@@ -219,7 +226,9 @@ def _begin(connection: sqlite3.Connection, patience_s: float) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+    # Made by now: one that is gone must not be put in its place again, empty.
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")
