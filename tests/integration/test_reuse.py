@@ -478,6 +478,18 @@ async def test_a_run_that_somebody_works_on_is_left_as_it_is() -> None:
         assert platform.kernel.store.all("switches")
 
 
+async def test_a_run_that_is_taken_while_it_is_resumed_is_left_as_it_is() -> None:
+    async with Counted().rehearsal as platform:
+        run = (await platform.run(AUDIT, documents(1))).run
+        seen, how = runs.find(platform.kernel, run), again.Resumption(from_agent="verifier", is_queued=True)
+        owner = platform.kernel.presence.name
+        await platform.kernel.store.write(lambda tx: tx.run("begin_run", id=run, owner=owner, known_owner="", now=1))
+        with pytest.raises(ConfigError, match="at this moment"):
+            await platform.kernel.store.write(lambda tx: again._requeue(seen, how, "salt", tx))
+        assert platform.kernel.store.all("steered", run=run, item="c00") == []
+        assert platform.summary(run).items["done"] == 1
+
+
 # ── fork and diff ──
 
 
