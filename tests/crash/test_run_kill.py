@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from twolane.batch import run as runs
-from twolane.batch.worker import IN_FLIGHT_PER_SLOT
+from twolane.batch.items import IN_FLIGHT_PER_SLOT
 from twolane.testing import Rehearsal
 
 ITEMS, SLOTS = 40, 4
@@ -83,6 +83,8 @@ asyncio.run(main())
 class Lab:
     """A folder with a store, and processes that work on its run until they are killed."""
 
+    child = CHILD
+
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
         self.run = "new"
@@ -96,7 +98,7 @@ class Lab:
         """A process that goes on with the run; returns when it says that it does."""
         process = self._stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(self.folder), self.run],
+                [sys.executable, "-c", self.child, str(self.folder), self.run],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,17 @@ def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> Non
     assert (said["interval"], said["pilot"]) == (0.9, 4)
 
 
+def test_a_run_reads_its_items_from_a_database(shell: Shell, contracts: str) -> None:
+    with closing(sqlite3.connect(shell.folder / "register.db")) as database, database:
+        database.execute("CREATE TABLE contract (number INTEGER PRIMARY KEY, text TEXT)")
+        for path in sorted(Path(contracts).glob("*.txt"))[:3]:
+            database.execute("INSERT INTO contract (text) VALUES (?)", [path.read_text()])
+    asked = ("--sql", "SELECT number AS id, text FROM contract", "--database", "sqlite:register.db")
+    started = shell.json("run", "start", "contract-audit", *asked, "--wait")
+    assert started["items"] == {"total": 3, "done": 3, "quarantined": 0}
+    assert sorted(path.name for path in Path(started["reports"]).glob("*.json")) == ["1.json", "2.json", "3.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -136,6 +149,12 @@ def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> Non
         (("run", "start", "contract-audit", "one.txt", "--with", "policy=@gone.toml"), "gone.toml cannot be read"),
         (("run", "start", "contract-audit", "one.txt", "--tenant", "a/b"), "no name of a tenant"),
         (("run", "start", "contract-audit", "empty"), "there is nothing to read"),
+        (("run", "start", "contract-audit"), "there is nothing to read"),
+        (("run", "start", "contract-audit", "--sql", "SELECT 1 AS id"), "--sql and --database belong together"),
+        (
+            ("run", "start", "contract-audit", "--sql", "DROP TABLE x", "--database", "sqlite:gone.db"),
+            "no file gone.db",
+        ),
         (("run", "list", "--config", "typo.toml"), "did you mean 'store'?"),
         (("run", "list", "--config", "gone.toml"), "there is no such file"),
         (("run", "show", "r0"), "there is no run 'r0'"),

@@ -470,7 +470,7 @@ async def test_a_run_that_somebody_works_on_is_left_as_it_is() -> None:
         run = await platform.start(AUDIT, documents(1))
         owner = platform.kernel.presence.name
         await platform.kernel.store.write(
-            lambda tx: tx.run("begin_run", id=run, owner=owner, known_owner="", now=1)
+            lambda tx: tx.run("begin_run", id=run, owner=owner, known_owner="", code="", now=1)
         )  # fmt: skip
         await platform.kernel.switches.trip(f"run:{run}", cause="test", actor="test")
         with pytest.raises(ConfigError, match="being worked on"):

@@ -129,7 +129,11 @@ async def fork(
         "of": run,
     }
     named = {"id": fresh, "tenant": of["tenant"], "flow": of["flow"], "workflow": flow.name}
-    await kernel.store.write(lambda tx: tx.run("add_run", **named, options=orjson.dumps(kept).decode(), created=now_us))
+    await kernel.store.write(
+        lambda tx: tx.run(
+            "add_run", **named, options=orjson.dumps(kept).decode(), created=now_us, priority=of["priority"], due=0
+        )
+    )
     count = sum(row["items"] for row in kernel.store.all("count_items", run=run))
     for first in range(0, count, SLICE):
         await kernel.store.write(

@@ -1,34 +1,31 @@
 """The story of one item (`Item`): what a workflow calls `do`.
 
 A step is known by its fingerprint and not by its place: it is answered from its memo where the same was asked before,
-else asked of a model, judged against its schema, and kept.
+else asked of a model, judged against its schema, and kept. Tools are in `tools`, what items share in `memory`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
+from twolane.batch.handoff import Handoff
 from twolane.batch.memo import Given, Memos, Sought, Steer
-from twolane.batch.workflow import Agent, P, Prompt, R
-from twolane.domain.completion import Completion
+from twolane.batch.memory import Memories, Memory, Reader, Scope
+from twolane.batch.processes import Processes
+from twolane.batch.tools import Tool, ToolCall
+from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
 from twolane.domain.document import Document
-from twolane.domain.money import Money
-from twolane.domain.records import Lane, ModelCall, Origin, Status, Subject
-from twolane.domain.schema import judge
-from twolane.errors import HandoffRefused, Problem, UpstreamError
-from twolane.kernel import Kernel, Request, Settled
+from twolane.domain.records import Lane, ModelCall, Origin, Subject
+from twolane.kernel import Kernel, Request
 
-
-class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an error; user code must not catch it
-    """While planning: this step has no memo, so a run would have to call."""
-
-    def __init__(self, agent_name: str) -> None:
-        self.agent = agent_name
-        super().__init__(agent_name)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +45,32 @@ class _Flight:
     waiting: int = 0
 
 
+@dataclass(frozen=True)
+class Common:
+    """What the items of a run share in one process."""
+
+    kernel: Kernel
+    memories: Memories = field(init=False)
+    processes: Processes = field(init=False, default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memories", Memories(self.kernel))
+
+    async def aclose(self) -> None:
+        """End the processes that tools ran in."""
+        await self.processes.aclose()
+
+
 class Item:
     """One item of a run on its way: what a workflow calls `do`.
 
-    `await do(agent, …)` gives the agent's accepted output, from its memo where the same was asked before.
+    `await do(agent, …)` gives the agent's accepted output, from its memo where the same was asked before;
+    `await do(tool, …)` what a tool gives; `await do(workflow, value)` the result of another workflow, worked out within
+    this item: under its budget, with its memos. `do.memory(…)` is what items tell one another.
 
     Raises (from `do`):
-        HandoffRefused: the reply and its repairs did not fit; the item goes to quarantine, unless the workflow
-            catches it.
+        HandoffRefused: the reply and its repairs did not fit, or a tool failed; the item goes to quarantine, unless the
+            workflow catches it.
         Refused, UpstreamError, Killed: see `kernel.step`; the run stops and can be resumed.
     """
 
@@ -70,34 +85,83 @@ class Item:
         steer: Steer | None = None,
         draws: str = "",
         is_plan: bool = False,
+        common: Common | None = None,
     ) -> None:
         self.name = origin.item
         self.options = options
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
+        self._is_given_up = False
         self.hits: list[str] = []
         """Agents whose steps were answered from a memo, in order."""
         self.misses: list[Miss] = []
         """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
-        self._memos = Memos(kernel, subject, self._sources())
+        self._memos = Memos(kernel, subject, source)
         self._steer, self._draws = steer or Steer(), draws or origin.run
         self._is_plan = is_plan
+        self._common = common or Common(kernel)
+        self._reader = Reader(self._common.memories, origin, subject, is_plan=is_plan)
         self._flights: dict[str, _Flight] = {}
+        self._path: tuple[str, ...] = ()
+        """The workflows between the run's own and this one."""
 
-    async def __call__(self, agent: Agent[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Perform an agent; identical calls in flight are made once."""
-        prompt = agent.prompt(*args, **kwargs)
-        sought = self._seek(agent, prompt, args, kwargs)
-        key = sought.key
+    async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
+        value: Any  # Any: `Doable` says for each what it gives
+        if self._is_given_up:  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+            await asyncio.get_running_loop().create_future()
+        match act:
+            case Agent():
+                prompt = act(*args, **kwargs)
+                sought = self._seek(act, prompt, args, kwargs)
+                value = await self._once(sought.key, lambda: self._perform(act, prompt, sought))
+                self._memos.made(value, act.name)
+            case Tool():
+                bound = inspect.signature(act.function).bind(*args, **kwargs)
+                call = ToolCall(self._kernel, self._as(act.name), self._subject, act, bound)
+                processes = self._common.processes
+                value = await self._once(call.fingerprint, lambda: call.perform(processes, is_plan=self._is_plan))
+            case Workflow():
+                value = await self._nested(act, *args, **kwargs)
+            case _:
+                raise TypeError(f"do() takes an agent, a tool or a workflow, not {act!r:.80}")
+        return value  # type: ignore[no-any-return]
+
+    def memory(self, name: str, kind: type[T], *, scope: Scope = "run") -> Memory[T]:
+        """A value of the run's memory (or, with `scope="item"`, of this item's own) under a name; see `Memory`."""
+        return Memory(self._reader, name, kind, scope)
+
+    async def _nested(self, flow: Workflow[..., Any], value: object) -> BaseModel:
+        """Another workflow inside this item. Its steps name their agents `workflow/agent`, so that budgets and switches
+        of this run's own workflow hold for them too."""
+        if not isinstance(value, flow.takes):
+            raise TypeError(f"workflow {flow.name} takes {flow.takes.__name__}, not {type(value).__name__}")
+        source = value if isinstance(value, Document) else self._source
+        inner = Item(
+            self._kernel, self._origin, self._subject, source,
+            options=self.options, steer=self._steer, draws=self._draws, is_plan=self._is_plan, common=self._common,
+        )  # fmt: skip
+        inner.refused_replies, inner._reader, inner._flights = self.refused_replies, self._reader, self._flights
+        inner.hits, inner.misses = self.hits, self.misses
+        inner._path = (*self._path, flow.name)
+        result = await flow.function(value, inner)
+        if not isinstance(result, flow.returns):
+            raise TypeError(f"workflow {flow.name} returned {type(result).__name__}, not {flow.returns.__name__}")
+        return result
+
+    def _as(self, name: str) -> Origin:
+        return replace(self._origin, agent="/".join((*self._path, name)))
+
+    async def _once(self, key: str, perform: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """One of several identical calls makes it, whoever gives up."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._perform(agent, prompt, sought)))
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(perform()))
         flight.waiting += 1
         try:
-            value: R = await asyncio.shield(flight.task)
-            self._memos.made(value, agent.name)
+            value: T = await asyncio.shield(flight.task)
             return value
         finally:
             flight.waiting -= 1
@@ -126,6 +190,10 @@ class Item:
             await asyncio.wait(flights)
             await asyncio.sleep(0)
 
+    def give_up(self) -> None:
+        """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
+        self._is_given_up = True
+
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> R:
         memo, other = self._memos.find(sought), self._steer.route(agent.name)
         if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
@@ -141,20 +209,19 @@ class Item:
         if self._is_plan:
             self.misses.append(Miss(agent.name, partial(self._memos.why, sought), request))
             raise NeedsCall(agent.name)
-        problems: Sequence[Problem] = ()
-        spent = 0
-        for round_number in range(agent.repairs + 1):
-            if round_number:
-                request = replace(self._request(agent, _repaired(prompt, problems)), attempt=round_number + 1)
-            within = _within(request, agent, spent_pico=spent, currency=self._kernel.config.currency)
-            value, problems, settled = await self._ask(agent, within, sought)
-            spent += settled.pico or 0
-            if value is not None:
-                return value
-        raise HandoffRefused(agent.name, problems)
+        return await Handoff(
+            self._kernel,
+            agent,
+            prompt,
+            request=lambda prompt: self._request(agent, prompt),
+            sources=sought.sources,
+            check=sought.check,
+            keep=lambda body: self._memos.keep(sought, body),
+            refused_replies=self.refused_replies,
+        ).reply()
 
     def _request(self, agent: Agent[..., Any], prompt: Prompt) -> Request:
-        origin = replace(self._origin, agent=agent.name)
+        origin = self._as(agent.name)
         return Request(
             origin=origin,
             lane=Lane.BATCH,
@@ -162,56 +229,3 @@ class Item:
             call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )
-
-    async def _ask(
-        self, agent: Agent[..., R], request: Request, sought: Sought
-    ) -> tuple[R | None, Sequence[Problem], Settled]:
-        """One attempt at the upstream, judged before it is settled, so that all of it commits together. An answer that
-        breaks off halfway has reached nobody here: it is asked for again, as often as the upstream's `retries` say."""
-        retries = self._kernel.upstreams[request.route.upstreams[0]].retries
-        while True:
-            has_begun = False  # until then the door makes the further attempts
-            try:
-                async with self._kernel.door.step(request) as answer:
-                    has_begun = True
-                    completion = await answer.whole()
-                    judged = judge(completion.text, agent.returns, self._sources())
-                    problems = _why_cut(completion) if judged.problems and completion.finish_reason == "length" else ()
-                    problems = problems or judged.problems
-                    if judged.value is None:
-                        answer.status, answer.reason = Status.REFUSED, _where(problems)
-                        self.refused_replies[agent.name] = completion.text
-                    else:
-                        answer.also = self._memos.keep(sought, judged.body)
-                return judged.value, problems, await answer.durable()
-            except UpstreamError as error:
-                if retries == 0 or not has_begun or not error.retryable:
-                    raise
-                retries -= 1
-                request = replace(request, attempt=request.attempt + 1)
-
-    def _sources(self) -> Sequence[Document]:
-        return (self._source,) if self._source is not None else ()
-
-
-def _within(request: Request, agent: Agent[..., Any], *, spent_pico: int, currency: str) -> Request:
-    if agent.allowance is None:
-        return request
-    return replace(request, allowance_pico=max(0, Money.parse(agent.allowance, currency).pico - spent_pico))
-
-
-def _where(problems: Sequence[Problem]) -> str:
-    """What a leaf may know of problems: where they are. Their words may quote the document."""
-    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"handoff refused at {problems[0].pointer or '/'}{more}"
-
-
-def _repaired(prompt: Prompt, problems: Sequence[Problem]) -> Prompt:
-    """The same prompt with the problems quoted, and only those: not the history."""
-    lines = "\n".join(f"- {problem}" for problem in problems)
-    words = f"{prompt.user}\n\nAn earlier reply was refused for these problems; reply again without them:\n{lines}"
-    return replace(prompt, user=words)
-
-
-def _why_cut(completion: Completion) -> tuple[Problem, ...]:
-    return (Problem("", f"the reply was cut off at max_tokens, after {len(completion.text):,} characters"),)

@@ -80,6 +80,10 @@ class Sought:
     """Its fingerprint, keyed."""
     given: Callable[[], Mapping[str, object]]
     """The agent's inputs by name; worked out only where there is no memo."""
+    sources: Sequence[Document] = ()
+    """Where the quotes of its output must stand."""
+    check: Callable[[Any], object] | None = None
+    """What its output must pass beside its schema, over the agent's inputs."""
 
     def schema(self) -> _Schema:
         """What its reply must fit."""
@@ -90,7 +94,7 @@ class Sought:
         """The same on another route, which answers in its own right."""
         asked = replace(self.asked, candidates=kernel.candidates(route))
         agent = replace(self.agent, route=route)
-        return Sought(agent, asked, kernel.vault.keyed(asked.canonical()), self.given)
+        return replace(self, agent=agent, asked=asked, key=kernel.vault.keyed(asked.canonical()))
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ class Steer:
 class Memos:
     """The memos that one item's steps may use."""
 
-    def __init__(self, kernel: Kernel, subject: Subject, sources: Sequence[Document]) -> None:
-        self._kernel, self._subject, self._sources = kernel, subject, sources
+    def __init__(self, kernel: Kernel, subject: Subject, source: Document | None) -> None:
+        self._kernel, self._subject, self._source = kernel, subject, source
         self._makers: dict[int, tuple[object, str]] = {}
 
     def seek(
@@ -137,7 +141,8 @@ class Memos:
             key = self._kernel.vault.keyed(asked.canonical())
         except ValueError as error:
             raise HandoffRefused(agent.name, [Problem("", f"its prompt cannot be written as JSON: {error}")]) from None
-        return Sought(agent, asked, key, functools.partial(given.by_name, agent))
+        sources, check = prompt.sources(self._source), agent.check_with(*given.args, **given.kwargs)
+        return Sought(agent, asked, key, functools.partial(given.by_name, agent), sources, check)
 
     def made(self, value: object, agent: str) -> None:
         """Remember whose output a value is; it may be another agent's input."""
@@ -150,7 +155,7 @@ class Memos:
         if row is None:
             return self._find_wider(sought)
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        judged = revive(orjson.loads(body), sought.agent.returns, self._sources)
+        judged = revive(orjson.loads(body), sought.agent.returns, sought.sources, sought.check)
         return None if judged.value is None else Memo(judged.value, body, row["step"])
 
     def _find_wider(self, sought: Sought) -> Memo | None:
@@ -160,7 +165,7 @@ class Memos:
             if row["loose"] != loose or not self._is_stricter(sought, orjson.loads(row["parts"])):
                 continue
             body = self._kernel.read_body(row["body"])
-            judged = judge(body.decode(), sought.agent.returns, self._sources)
+            judged = judge(body.decode(), sought.agent.returns, sought.sources, sought.check)
             if judged.value is not None:
                 return Memo(judged.value, body, row["step"], row)
         return None

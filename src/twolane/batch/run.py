@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from twolane.batch.item import Item
+from twolane.batch.item import Common, Item
 from twolane.batch.memo import Steer
 from twolane.batch.workflow import Workflow
 from twolane.config import near
@@ -136,7 +136,14 @@ def revive_input(flow: Workflow, name: str, body: bytes) -> Any:  # Any: what th
 
 
 def open_item(
-    kernel: Kernel, flow: Workflow, run: Row, row: Row, *, is_plan: bool = False, steer: Steer | None = None
+    kernel: Kernel,
+    flow: Workflow,
+    run: Row,
+    row: Row,
+    *,
+    is_plan: bool = False,
+    steer: Steer | None = None,
+    common: Common | None = None,
 ) -> tuple[Item, Any]:  # Any: the flow's own awaitable
     """An item of a run about to be worked on, or only walked: its `do`, and what to await. `steer` None is what people
     decided about it."""
@@ -154,6 +161,7 @@ def open_item(
         steer=steer or steer_of(kernel, run["id"], row["name"]),
         draws=options.get("draws", ""),
         is_plan=is_plan,
+        common=common,
     )
     return item, flow.function(value, item)
 
@@ -175,6 +183,8 @@ async def create(
     budget_pico: int | None,
     tenant: str,
     reports: Path | None = None,
+    priority: int = 0,
+    due_us: int = 0,
 ) -> str:
     """Write a new run with all its items, in a seeded random order. Its id.
 
@@ -194,7 +204,15 @@ async def create(
     now_us = ledger.now_us()
     await kernel.store.write(
         lambda tx: tx.run(
-            "add_run", id=run, tenant=tenant, flow=flow_name, workflow=flow.name, options=kept, created=now_us
+            "add_run",
+            id=run,
+            tenant=tenant,
+            flow=flow_name,
+            workflow=flow.name,
+            options=kept,
+            created=now_us,
+            priority=priority,
+            due=due_us,
         )
     )
     for first in range(0, len(prepared), SLICE):
@@ -305,6 +323,8 @@ def summary(kernel: Kernel, run: str) -> RunSummary:
     status, reason, seconds = status_of(row, kernel.presence.is_alive), row["reason"], row["seconds"]
     if status == "running":
         seconds += max(0.0, time.time() - row["began"] / 1e6)
+    elif row["status"] == "running" and not row["owner"]:
+        reason = "its worker has left: it waits for another one"
     elif row["status"] == "running":
         reason = "interrupted: its worker is gone"
     return RunSummary(
@@ -360,10 +380,7 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
         raise ConfigError(f"run {run} is done: there is nothing to stop")
     since = kernel.store.one("count_entries")
     await kernel.switches.trip(f"run:{run}", cause=cause, actor=actor)
-    while find(kernel, run)["status"] == "running" and kernel.presence.is_alive(find(kernel, run)["owner"]):
-        if time.monotonic() - began > patience_s:
-            break
-        await asyncio.sleep(0.01)
+    await _come_to_rest(kernel, run, patience_s)
     now = find(kernel, run)
     if now["status"] in ("queued", "running") and not (now["owner"] and kernel.presence.is_alive(now["owner"])):
         await kernel.store.write(lambda tx: tx.run("stop_run", id=run, reason=f"switch: {cause}", now=ledger.now_us()))
@@ -375,3 +392,37 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
         "stopped_steps": killed["steps"] if killed else 0,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+async def pause(kernel: Kernel, run: str, *, actor: str, patience_s: float = 600.0) -> dict[str, object]:
+    """Let what is under way come to its end and begin nothing new; the answer comes when the run has stopped.
+
+    Raises:
+        ConfigError: the run is not at work.
+    """
+    began, row = time.monotonic(), find(kernel, run)
+    if row["status"] not in ("queued", "running"):
+        raise ConfigError(f"run {run} is {row['status']}: there is nothing to pause")
+    reason = f"paused: by {actor}"
+
+    def work(tx: Transaction) -> None:
+        now_us = ledger.now_us()
+        ledger.append(
+            tx, {"v": 1, "kind": "run", "run": run, "event": "pause asked", "actor": actor[:200], "at_us": now_us}
+        )
+        if not tx.run("ask_stop", id=run, stop=orjson.dumps(["stopped", reason]).decode()):
+            tx.run("stop_queued_run", id=run, reason=reason, now=now_us)
+
+    await kernel.store.write(work)
+    await _come_to_rest(kernel, run, patience_s)
+    return {"run": run, "status": summary(kernel, run).status, "seconds": round(time.monotonic() - began, 3)}
+
+
+async def _come_to_rest(kernel: Kernel, run: str, patience_s: float) -> None:
+    """Wait until nobody works on a run any more."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        row = find(kernel, run)
+        if row["status"] != "running" or not kernel.presence.is_alive(row["owner"]):
+            return
+        await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from contextlib import aclosing
@@ -21,13 +22,20 @@ from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
 from twolane.kernel.progress import status_of
+from twolane.knowledge.ingest import Input
+from twolane.knowledge.query import Query
 from twolane.platform import Platform
 
 app = new_app("Batch runs: forecast, plan, start, list, show, watch, resume, fork, diff, kill.")
 
-Inputs = Annotated[list[str], typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Inputs = Annotated[list[str] | None, typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Sql = Annotated[str | None, typer.Option(help="rows of a database as inputs: a SELECT that gives an id for each")]
+Database = Annotated[
+    str | None, typer.Option(help="where --sql asks: sqlite:PATH, postgresql://HOST/NAME, or env:NAME that holds it")
+]
 Flow = Annotated[str, typer.Argument(help="a built-in flow (contract-audit) or module:function")]
 With = Annotated[list[str] | None, typer.Option("--with", help="an option of the flow: key=value, or key=@FILE")]
+INSTANTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="print JSON objects, one a line")]
 LINE_S = 1.0
 """Least time between two lines of `run watch`."""
@@ -37,7 +45,9 @@ RunId = Annotated[str, typer.Argument(help="the run's id")]
 @app.command()
 def start(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the run may spend, like '$5'")] = None,
     with_: With = None,
     wait: Annotated[bool, typer.Option("--wait", help="work on it here and now, until it ends")] = False,
@@ -45,6 +55,8 @@ def start(
         str | None, typer.Option(help="folder of the reports; else reports/RUN beside the store")
     ] = None,
     tenant: Annotated[str, typer.Option(help="whose run it is")] = "default",
+    priority: Annotated[int, typer.Option(help="workers take runs of a higher one first")] = 0,
+    at: Annotated[datetime | None, typer.Option(help="not before this instant, in UTC", formats=INSTANTS)] = None,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -53,10 +65,17 @@ def start(
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
             identity = await platform.start(
-                flow, inputs, budget=budget, options=_options(with_), reports=reports, tenant=tenant
+                flow,
+                _inputs(inputs, sql, database),
+                budget=budget,
+                options=_options(with_),
+                reports=reports,
+                tenant=tenant,
+                priority=priority,
+                due=at.replace(tzinfo=UTC) if at else None,
             )
             if wait:
-                return _show(await _work(platform, identity, is_json=is_json), is_json)
+                return _show(await _work(platform, identity, is_json=is_json, may_join=True), is_json)
             return _show_queued(platform, identity, is_json)
 
     raise typer.Exit(run(go()))
@@ -65,7 +84,9 @@ def start(
 @app.command()
 def forecast(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the pilot may spend")] = None,
     with_: With = None,
     config: ConfigOption = None,
@@ -75,7 +96,9 @@ def forecast(
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            identity = await platform.start(flow, inputs, budget=budget, options=_options(with_))
+            identity = await platform.start(
+                flow, _inputs(inputs, sql, database), budget=budget, options=_options(with_)
+            )
             summary = await platform.work(identity, pilot_only=True)
             if summary.forecast is None:
                 return _show(summary, is_json)
@@ -184,11 +207,11 @@ def diff(
 
 @app.command(hidden=True)
 def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
-    """Work on a queued run as it is: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
+    """Work on a run beside others: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            return _show(await platform.work(identity), is_json)
+            return _show(await platform.work(identity, may_join=True, leave=_told_to_leave()), is_json)
 
     raise typer.Exit(run(go()))
 
@@ -269,16 +292,37 @@ def kill(
     run(go())
 
 
-async def _work(platform: Platform, identity: str, *, is_json: bool) -> RunSummary:
+def _told_to_leave() -> asyncio.Event:
+    """Set by SIGTERM: begin nothing new, and leave when what is under way has ended."""
+    leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
+    return leave
+
+
+@app.command()
+def pause(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
+    """Begin nothing new, and stop when what is under way has ended: nothing is cut off. `resume` goes on from there."""
+
+    async def go() -> None:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
+            answer = await platform.pause(identity)
+            lines = [f"run {identity}: {answer['status']}", f"Go on with: twolane run resume {identity}"]
+            emit(is_json, answer, lines)
+
+    run(go())
+
+
+async def _work(platform: Platform, identity: str, *, is_json: bool, may_join: bool = False) -> RunSummary:
     """Work on a run, drawing its progress where somebody watches."""
+    leave = _told_to_leave()
     if is_json or not sys.stderr.isatty():
-        return await platform.work(identity)
+        return await platform.work(identity, may_join=may_join, leave=leave)
     from twolane.cli.progress import Screen
 
     with Screen() as screen:
         follower = asyncio.ensure_future(screen.follow(platform.kernel.watching, identity))
         try:
-            return await platform.work(identity, on_forecast=screen.forecast)
+            return await platform.work(identity, may_join=may_join, on_forecast=screen.forecast, leave=leave)
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
@@ -326,6 +370,12 @@ def _show_queued(platform: Platform, identity: str, is_json: bool) -> int:
     line = f"run {identity} is queued: {summary.items['total']} items; {who}"
     emit(is_json, {**summary.fields(), "worker": is_there}, [line])
     return 0
+
+
+def _inputs(paths: list[str] | None, sql: str | None, database: str | None) -> list[Input]:
+    if (sql is None) != (database is None):
+        raise UsageError("--sql and --database belong together: what to ask, and where")
+    return [*(paths or ()), *([Query(sql, database)] if sql is not None and database is not None else ())]
 
 
 def _options(pairs: list[str] | None) -> dict[str, str]:

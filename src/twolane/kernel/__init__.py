@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import orjson
+
 from twolane.config import ANTHROPIC_URL, Config, UpstreamSection, near, resolve_secret
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
@@ -66,6 +68,9 @@ class Kernel:
         except BaseException:
             store.close()
             raise
+        for name, section in sections.items():
+            if name not in (models or {}) and _ignores_schemas(store, name, section):
+                upstreams[name] = _upstream(name, section.model_copy(update={"structured": "json_object"}), None)
         switches = Switches(store)
         treasury = Treasury(
             store,
@@ -221,6 +226,15 @@ class Kernel:
 def _is_template(scope: str) -> bool:
     """A configured budget that covers many scopes: each run, each item, a workflow of every tenant."""
     return scope in ("run", "item", "default") or scope.startswith("workflow:")
+
+
+def _ignores_schemas(store: SQLiteStore, name: str, section: UpstreamSection) -> bool:
+    """Whether the newest probe found that this server does not keep to a schema it is asked for, and the configuration
+    leaves the way open. Some take the field and ignore it: then the schema has to be told in words."""
+    row = store.one("last_probe", upstream=name)
+    if row is None or "structured" in section.model_fields_set or row["model"] != (section.model or name):
+        return False
+    return any(what == "structured" and verdict == "no" for what, verdict, _ in orjson.loads(row["findings"]))
 
 
 def _upstream(name: str, section: UpstreamSection, model: Model | None) -> Upstream:

@@ -252,9 +252,10 @@ class Watching:
 
 
 def status_of(row: Row, is_alive: Callable[[str], bool]) -> str:
-    """A run's status: one whose process died while it ran is stopped, whatever its row still says."""
+    """A run's status: one whose process died while it ran is stopped, and one that its worker left is queued, whatever
+    the row still says."""
     if row["status"] == "running" and not is_alive(row["owner"]):
-        return "stopped"
+        return "stopped" if row["owner"] else "queued"
     return str(row["status"])
 
 

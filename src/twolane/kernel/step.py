@@ -104,6 +104,11 @@ class Answer:
         return self._meter.ttft_us
 
     @property
+    def attempt(self) -> int:
+        """The number of the attempt that answers."""
+        return self._meter.attempt()
+
+    @property
     def upstream_headers(self) -> Mapping[str, str]:
         """What the upstream said beside its answer: response headers by lower-case name."""
         return self._stream.headers

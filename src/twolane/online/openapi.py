@@ -130,7 +130,7 @@ def _call(summary: str, body: str, answer: str, description: str, error: str = "
     """A call of a model: a JSON body, an answer in one piece or as events. An upstream's own refusals of a request
     (4xx) pass through, so statuses are described by their ranges."""
     whole = _json(description, _ref(answer))
-    whole["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    whole["content"]["text/event-stream"] = {"schema": {"description": "server-sent events, each with a JSON object"}}
     whole["headers"] = {
         name: {"schema": {"type": "string"}, "description": text}
         for name, text in (
