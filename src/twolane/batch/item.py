@@ -30,11 +30,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """While planning: a step that a run would have to call, and why."""
+    """While planning: a step that a run would have to call, and why. Of an agent there is the request, of a tool the
+    price in picounits."""
 
     agent: str
     why: Callable[[], str]
-    request: Request
+    request: Request | None = None
+    pico: int = 0
 
 
 class _Flight:
@@ -111,7 +113,7 @@ class Item:
         """The latest refused reply of each agent, for the quarantine."""
         self._is_given_up = False
         self.hits: list[str] = []
-        """Agents whose steps were answered from a memo, in order."""
+        """Agents and tools whose steps were answered, while planning from their memos, in order."""
         self.misses: list[Miss] = []
         """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
@@ -140,9 +142,12 @@ class Item:
                 self._memos.made(value, act.name)
             case Tool():
                 bound = inspect.signature(act.function).bind(*args, **kwargs)
-                call = ToolCall(self._kernel, self._as(act.name), self._subject, act, bound)
-                processes = self._common.processes
-                value = await self._once(call.fingerprint, lambda: call.perform(processes, is_plan=self._is_plan))
+                origin = self._as(act.name)
+                call = ToolCall(
+                    self._kernel, origin, self._subject, act, bound,
+                    drawn=f"{self._draws}/{self._origin.item}", again=self._steer.again.get(origin.agent, ""),
+                )  # fmt: skip
+                value = await self._once(call.fingerprint, lambda: self._use(call, origin.agent))
             case Workflow():
                 value = await self._nested(act, *args, **kwargs)
             case _:
@@ -203,7 +208,7 @@ class Item:
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> Sought:
-        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(agent.name, "")
+        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(self._as(agent.name).agent, "")
         given = Given(tuple(args), dict(kwargs or {}))
         return self._memos.seek(agent, prompt, messages, given, tenant=self._origin.tenant, drawn=drawn, again=again)
 
@@ -218,6 +223,15 @@ class Item:
         """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
         self._is_given_up = True
 
+    async def _use(self, call: ToolCall[Any], name: str) -> Any:  # Any: what the tool says it gives
+        try:
+            value = await call.perform(self._common.processes, is_plan=self._is_plan)
+        except NeedsCall:
+            self.misses.append(Miss(name, call.why, pico=call.pico))
+            raise
+        self.hits.append(name)
+        return value
+
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], sought: Sought) -> R:
         memo, other = await self._memos.find(sought), self._steer.route(agent.name)
         if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
@@ -225,13 +239,13 @@ class Item:
             memo, agent = await self._memos.find(sought), sought.agent
         request = self._request(agent, prompt, messages)
         if memo is not None:
-            self.hits.append(agent.name)
+            self.hits.append(request.origin.agent)
             if not self._is_plan:
                 self._kernel.switches.check(request.origin.scopes())
                 self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
-            self.misses.append(Miss(agent.name, partial(self._memos.why, sought), request))
+            self.misses.append(Miss(request.origin.agent, partial(self._memos.why, sought), request))
             raise NeedsCall(agent.name)
         return await Handoff(
             self._kernel,
