@@ -92,10 +92,16 @@ async def test_a_full_store_stops_the_run_and_blames_no_item(tmp_path: Path) -> 
         writer = platform.kernel.store._connection  # type: ignore[attr-defined]  # the one that will find no room
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count = {pages + 40}")
-        summary = await platform.work(run, flow=AUDIT)
-        assert (summary.status, summary.exit_code, summary.items["quarantined"]) == ("stopped", 1, 0)
-        assert summary.reason.startswith("store: the store ")
-        assert "database or disk is full" in summary.reason
+        try:
+            summary = await platform.work(run, flow=AUDIT)
+        except StoreError as error:  # there was no room left to write that it stopped, either
+            assert "database or disk is full" in str(error)  # noqa: PT017 - it may as well not be raised
+        else:
+            assert (summary.status, summary.exit_code) == ("stopped", 1)
+            assert summary.reason.startswith("store: the store ")
+            assert "database or disk is full" in summary.reason
+        summary = platform.summary(run)
+        assert summary.items["quarantined"] == 0
         assert 0 < summary.items["done"] < ITEMS
     again = Rehearsal(SCRIPT, folder=tmp_path)
     async with again as platform:
