@@ -62,6 +62,7 @@ async def resume(kernel: Kernel, run: str, how: Resumption) -> None:
 def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]:
     """Queue items, and the run if a worker is to take it; the items whose results are made again."""
     run, replaced = row["id"], []
+    tx.run("forget_stop", id=run, known_owner=row["owner"])
     if how.from_agent is not None:
         items = [""]
         if how.quarantined:
