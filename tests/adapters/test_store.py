@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from twolane.errors import StoreError
-from twolane.store import Store, Transaction
+from twolane.store import Store, Transaction, gather
 from twolane.store import sqlite as sqlite_store
 from twolane.store.sqlite import SCHEMA_VERSION, SQLiteStore
 from twolane.store.vault import Vault, seal, unseal
@@ -136,6 +136,49 @@ async def test_a_failing_work_fails_alone_and_leaves_nothing_behind(store: Store
     assert answers[2] is None
     assert [kept(store, name) for name in ("a", "half", "b")] == ["x", None, "x"]
     assert len(runs) <= 2  # a work may run twice, when a neighbour fails; what it wrote stands once
+
+
+async def test_many_rows_are_written_in_their_order_with_one_call(store: Store) -> None:
+    rows = [{"name": "a", "value": "1"}, {"name": "b", "value": "2"}, {"name": "a", "value": "3"}]
+    assert await store.write(lambda tx: tx.run_many("set_meta", rows)) == 3
+    assert [kept(store, name) for name in ("a", "b")] == ["3", "2"]
+    assert await store.write(lambda tx: tx.run_many("set_meta", [])) == 0
+
+
+async def test_what_a_group_gathers_is_written_before_its_commit_in_the_order_of_its_works(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+
+    def gathering(value: str) -> Callable[[Transaction], bool]:
+        def work(tx: Transaction) -> bool:
+            gather(tx, "set_meta", name=f"n{value}", value=value)
+            gather(tx, "set_meta", name="last", value=value)
+            return tx.one("get_meta", name=f"n{value}") is None
+
+        return work
+
+    waiting = [store.submit(gathering(str(number))) for number in range(5)]
+    release.set()
+    await held
+    assert all(await asyncio.gather(*waiting)), "not written before the works are through"
+    assert [kept(store, f"n{number}") for number in range(5)] == list("01234")
+    assert kept(store, "last") == "4"
+
+
+async def test_what_a_failing_work_gathered_is_not_written(store: Store) -> None:
+    release = threading.Event()
+    held = await hold_the_writer(store, release)
+
+    def fails(tx: Transaction) -> None:
+        gather(tx, "set_meta", name="half", value="x")
+        raise LookupError("a work of mine")
+
+    waiting = [store.submit(fails), store.submit(lambda tx: gather(tx, "set_meta", name="whole", value="x"))]
+    release.set()
+    await held
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[0], LookupError)
+    assert [kept(store, name) for name in ("half", "whole")] == [None, "x"]
 
 
 async def test_a_group_shares_one_cache_and_ends_with_one_closing_work(store: Store) -> None:

@@ -73,7 +73,7 @@ class Gateway:
 
     async def at_rest(self) -> None:
         """Wait until nothing is in flight, then see that nothing is still held."""
-        slots = self.kernel.door._lanes.slots("main", Lane.ONLINE)
+        slots = self.kernel.lanes.slots("main", Lane.ONLINE)
         await until(lambda: not slots.busy and not self.kernel.store.all("reservations"))
         assert not self.kernel.switches._running
         await self.kernel.treasury.give_back()

@@ -15,9 +15,8 @@ import pytest
 from twolane.config import Config, PriceTable, Rate, Slots, UpstreamSection
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Route
 from twolane.errors import LaneFull, UpstreamDown, UpstreamError
-from twolane.kernel import Kernel, Request
+from twolane.kernel import Kernel, Request, attempt
 from twolane.kernel import lanes as lanes_module
-from twolane.kernel import step as door
 from twolane.kernel.lanes import Claim, LaneState
 from twolane.models.rehearsal import Rehearsal
 from twolane.models.sse import MadeStream
@@ -85,7 +84,7 @@ def rows(kernel: Kernel) -> list[Mapping[str, Any]]:  # Any: SQL columns
 
 @pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(attempt, "FIRST_BACKOFF_S", 0.0)
 
 
 # ── waiting, or not ──
@@ -392,7 +391,7 @@ async def test_a_backoff_that_would_pass_the_deadline_is_not_slept(tmp_path: Pat
 
 
 async def test_one_deadline_covers_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "FIRST_BACKOFF_S", 0.1)
+    monkeypatch.setattr(attempt, "FIRST_BACKOFF_S", 0.1)
     model = Rehearsal("up", faults="always: 500")
     async with opened(tmp_path, model, retries=10) as kernel:
         began = time.monotonic()

@@ -163,7 +163,7 @@ class Gateway:
 
     async def at_rest(self, upstream: str = "main") -> None:
         """Wait until nothing is in flight and nothing is held."""
-        slots = self.kernel.door._lanes.slots(upstream, Lane.ONLINE)
+        slots = self.kernel.lanes.slots(upstream, Lane.ONLINE)
         await until(lambda: not self.upstream.active and not slots.busy and not self.kernel.store.all("reservations"))
         assert not self.kernel.switches._running
 

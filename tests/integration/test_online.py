@@ -56,7 +56,7 @@ class Gateway:
 
     async def at_rest(self) -> None:
         """Wait until nothing is in flight, then see that nothing is still held."""
-        slots = self.kernel.door._lanes.slots("main", Lane.ONLINE)
+        slots = self.kernel.lanes.slots("main", Lane.ONLINE)
         await until(lambda: not self.upstream.active and not slots.busy and not _holds(self))
         assert not self.kernel.switches._running
         await self.kernel.treasury.give_back()

@@ -32,8 +32,7 @@ from twolane.errors import (
     Unpriced,
     UpstreamError,
 )
-from twolane.kernel import Answer, Kernel, Request, Settled, ledger, treasury
-from twolane.kernel import step as door
+from twolane.kernel import Answer, Kernel, Request, Settled, attempt, ledger, treasury
 from twolane.kernel.lanes import Claim, Permit
 from twolane.kernel.switches import Switches
 from twolane.models.rehearsal import Rehearsal, Script, read_faults
@@ -415,7 +414,7 @@ async def test_who_leaves_before_the_hold_is_on_disk_leaves_none_behind(tmp_path
 async def test_who_leaves_while_waiting_for_a_slot_costs_nothing(tmp_path: Path) -> None:
     model = rehearsal("always: hang 1")
     async with opened(tmp_path, model, config(tmp_path, up={"slots": Slots(online=1, batch=1)})) as kernel:
-        slots = kernel.door._lanes.slots("up", Lane.BATCH)
+        slots = kernel.lanes.slots("up", Lane.BATCH)
         async with kernel.door.step(request()):
             await cancel_when(kernel, request(), lambda: bool(slots.queue))
             assert (slots.busy, len(slots.queue)) == (1, 0)
@@ -492,7 +491,7 @@ async def test_a_step_may_trip_its_own_switch_and_its_task_lives_on(tmp_path: Pa
 async def test_a_step_that_waits_for_a_slot_is_refused_when_its_switch_trips(tmp_path: Path) -> None:
     model = rehearsal("always: hang 1")
     async with opened(tmp_path, model, config(tmp_path, up={"slots": Slots(online=1, batch=1)})) as kernel:
-        slots = kernel.door._lanes.slots("up", Lane.BATCH)
+        slots = kernel.lanes.slots("up", Lane.BATCH)
         async with kernel.door.step(request("first")):
             waiting = asyncio.create_task(run_to_end(kernel, request()))
             while not slots.queue:
@@ -509,7 +508,7 @@ async def test_a_step_that_waits_for_a_slot_is_refused_when_its_switch_trips(tmp
 
 @pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(attempt, "FIRST_BACKOFF_S", 0.0)
 
 
 async def test_each_attempt_before_the_first_byte_is_a_row_and_the_last_one_answers(

@@ -453,7 +453,7 @@ async def main(what):
     calls = [CALL] * 8 + ([BIG] * 2 if what == "mixed" else [])
     await asyncio.gather(*map(person, calls))
     await kernel.aclose()
-    print(kernel.door._upstreams["up"].model.requests, flush=True)
+    print(kernel.upstreams["up"].model.requests, flush=True)
 
 MODEL = {
     "midway": lambda: rehearsal("after 1: hang 1"),

@@ -278,7 +278,7 @@ async def test_runs_of_a_higher_priority_go_first_and_none_before_it_is_due(plac
 async def test_workers_of_one_run_have_the_same_version_of_its_flow(place: Place) -> None:
     platform = await place.open()
     run = await place.start(platform, 120)
-    place.write(token_ms=100)  # longer than the other one takes to begin, however busy the machine is
+    place.write(token_ms=100)
     owner = await place.begin("run", "work", run)
     await until(lambda: len(place.at_work()) == 1)
     (place.folder / "flow.py").write_text(FLOW.replace("One.", "Uno."))

@@ -198,7 +198,7 @@ def lanes(asks: int = 400, slots: int = 8) -> Figures:
                 await one(Lane.BATCH)
 
         idle = await online()
-        done, busy = asyncio.Event(), kernel.door._lanes.slots("m", Lane.BATCH)
+        done, busy = asyncio.Event(), kernel.lanes.slots("m", Lane.BATCH)
         backlog = [asyncio.create_task(batch(done)) for _ in range(slots * 8)]
         await asyncio.sleep(0.5)
         samples = []
@@ -246,7 +246,7 @@ def reserve(calls: int = 20_000, in_flight: int = 50) -> Figures:
             {"store": f"sqlite:{folder / 'reserve.db'}", "upstream": {"m": upstream}, "route": {}}
         )
         kernel = await Kernel.open(loaded)
-        treasury, price, times, waits = kernel.treasury, kernel.door._upstreams["m"].price, [], []
+        treasury, price, times, waits = kernel.treasury, kernel.upstreams["m"].price, [], []
         for scope in budgets:
             tokens = 10**10 if scope.startswith("key") else None
             await treasury.set_budget(scope, period="month", pico=10**17, tokens=tokens, actor="figures")

@@ -22,7 +22,7 @@ from twolane.batch.processes import Processes
 from twolane.batch.tools import Tool, ToolCall
 from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
 from twolane.domain.document import Document
-from twolane.domain.records import Lane, ModelCall, Origin, Subject
+from twolane.domain.records import Lane, Message, ModelCall, Origin, Subject
 from twolane.domain.schema import objection
 from twolane.errors import HandoffRefused
 from twolane.kernel import Kernel, Request
@@ -39,12 +39,29 @@ class Miss:
     request: Request
 
 
-@dataclass
 class _Flight:
-    """A step that is being performed, and how many wait for it."""
+    """A step that is being performed, and those who wait for it. A future for each of them: a shield around the task
+    does the same for twice the time."""
 
-    task: asyncio.Future[Any]  # Any: each agent's own schema
-    waiting: int = 0
+    __slots__ = ("task", "waiters")
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:  # Any: each agent's own schema
+        self.waiters: dict[asyncio.Future[Any], None] = {}
+        self.task = asyncio.get_running_loop().create_task(self._fly(work))
+
+    async def _fly(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            value = await work
+        except BaseException as error:
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.cancel() if isinstance(error, asyncio.CancelledError) else waiter.set_exception(error)
+            if isinstance(error, KeyboardInterrupt | SystemExit) or not self.waiters:
+                raise
+        else:
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.set_result(value)
 
 
 @dataclass(frozen=True)
@@ -106,21 +123,22 @@ class Item:
         self._common = common or Common(kernel)
         self._reader = Reader(self._common.memories, origin, subject, is_plan=is_plan)
         self._flights: dict[str, _Flight] = {}
+        self._origins: dict[str, Origin] = {}
+        """By agent."""
         self._path: tuple[str, ...] = ()
         """The workflows between the run's own and this one."""
 
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
-        if (
-            self._given_up.is_set()
-        ):  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+        if self._given_up.is_set():  # who is deaf to the cancellation might be deaf to an error as well, and ask on
             await asyncio.get_running_loop().create_future()
         match act:
             case Agent():
                 prompt = act(*args, **kwargs)
-                sought = self._seek(act, prompt, args, kwargs)
-                value = await self._once(sought.key, lambda: self._perform(act, prompt, sought))
+                messages = prompt.messages()
+                sought = self._seek(act, prompt, messages, args, kwargs)
+                value = await self._once(sought.key, lambda: self._perform(act, prompt, messages, sought))
                 # One who shared the call has inputs of its own, which only its own check knows.
                 if problem := objection(value, sought.check):
                     raise HandoffRefused(act.name, [problem])
@@ -159,20 +177,23 @@ class Item:
         return result
 
     def _as(self, name: str) -> Origin:
-        return replace(self._origin, agent="/".join((*self._path, name)))
+        origin = self._origins.get(name)
+        if origin is None:
+            origin = self._origins[name] = replace(self._origin, agent="/".join((*self._path, name)))
+        return origin
 
     async def _once(self, key: str, perform: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """One of several identical calls makes it, whoever gives up."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(perform()))
-        flight.waiting += 1
+            flight = self._flights[key] = _Flight(perform())
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        flight.waiters[waiter] = None
         try:
-            value: T = await asyncio.shield(flight.task)
-            return value
+            return await waiter
         finally:
-            flight.waiting -= 1
-            if not flight.waiting:
+            del flight.waiters[waiter]
+            if not flight.waiters:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
                 if not flight.task.done():  # everybody who asked has gone away
@@ -183,12 +204,13 @@ class Item:
         self,
         agent: Agent[..., Any],
         prompt: Prompt,
+        messages: tuple[Message, ...],
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> Sought:
         drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(agent.name, "")
         given = Given(tuple(args), dict(kwargs or {}))
-        return self._memos.seek(agent, prompt, given, tenant=self._origin.tenant, drawn=drawn, again=again)
+        return self._memos.seek(agent, prompt, messages, given, tenant=self._origin.tenant, drawn=drawn, again=again)
 
     async def come_to_rest(self) -> None:
         """Wait for calls that the workflow began and then left alone, as `asyncio.gather` does when one of its own
@@ -201,12 +223,12 @@ class Item:
         """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
         self._given_up.set()
 
-    async def _perform(self, agent: Agent[..., R], prompt: Prompt, sought: Sought) -> R:
-        memo, other = self._memos.find(sought), self._steer.route(agent.name)
+    async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], sought: Sought) -> R:
+        memo, other = await self._memos.find(sought), self._steer.route(agent.name)
         if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
             sought = sought.on(other, self._kernel)
-            memo, agent = self._memos.find(sought), sought.agent
-        request = self._request(agent, prompt)
+            memo, agent = await self._memos.find(sought), sought.agent
+        request = self._request(agent, prompt, messages)
         if memo is not None:
             self.hits.append(agent.name)
             if not self._is_plan:
@@ -220,19 +242,19 @@ class Item:
             self._kernel,
             agent,
             prompt,
-            request=lambda prompt: self._request(agent, prompt),
+            request=lambda prompt: self._request(agent, prompt, prompt.messages()),
             sources=sought.sources,
             check=sought.check,
             keep=lambda body: self._memos.keep(sought, body),
             refused_replies=self.refused_replies,
         ).reply()
 
-    def _request(self, agent: Agent[..., Any], prompt: Prompt) -> Request:
+    def _request(self, agent: Agent[..., Any], prompt: Prompt, messages: tuple[Message, ...]) -> Request:
         origin = self._as(agent.name)
         return Request(
             origin=origin,
             lane=Lane.BATCH,
             route=self._kernel.route(agent.route, origin, lane=Lane.BATCH, agent=agent.name),
-            call=ModelCall(prompt.messages(), "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
+            call=ModelCall(messages, "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
         )

@@ -15,12 +15,12 @@ from pydantic import BaseModel
 from twolane.batch.workflow import Agent, Prompt
 from twolane.domain.canonical import canonical_json, commitment
 from twolane.domain.document import Document
-from twolane.domain.records import Subject
+from twolane.domain.records import Message, Subject
 from twolane.domain.schema import judge, reply_schema, revive
 from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Kernel, Request, Settled, ledger
 from twolane.rules.fingerprint import INPUT, Asked, explain, is_tightened, wording
-from twolane.store import Row, Transaction, Value
+from twolane.store import Row, Transaction, Value, gather
 from twolane.store.vault import seal, unseal
 
 NEAREST = 64
@@ -119,7 +119,15 @@ class Memos:
         self._makers: dict[int, tuple[object, str]] = {}
 
     def seek(
-        self, agent: Agent[..., Any], prompt: Prompt, given: Given, *, tenant: str, drawn: str, again: str
+        self,
+        agent: Agent[..., Any],
+        prompt: Prompt,
+        messages: tuple[Message, ...],
+        given: Given,
+        *,
+        tenant: str,
+        drawn: str,
+        again: str,
     ) -> Sought:
         """A step by what it asks. `drawn` is where answers drawn at random are replayed, `again` see `Steer`.
 
@@ -129,7 +137,7 @@ class Memos:
         asked = Asked(
             tenant=tenant,
             agent=agent.name,
-            messages=prompt.messages(),
+            messages=messages,
             schema=agent.schema(),
             candidates=self._kernel.candidates(agent.route),
             max_tokens=prompt.max_tokens or 0,
@@ -148,10 +156,10 @@ class Memos:
         """Remember whose output a value is; it may be another agent's input."""
         self._makers[id(value)] = (value, agent)
 
-    def find(self, sought: Sought) -> Memo | None:
+    async def find(self, sought: Sought) -> Memo | None:
         """The stored output, judged again: a validator may have been tightened since. Where only the schema became
         stricter, an output that still fits is as good."""
-        row = self._kernel.store.one("memo", fingerprint=sought.key)
+        row = await self._kernel.lookups.one("memos", sought.key)
         if row is None:
             return self._find_wider(sought)
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
@@ -186,7 +194,8 @@ class Memos:
 
         def also(tx: Transaction, settled: Settled) -> None:
             usage = settled.usage
-            tx.run(
+            gather(
+                tx,
                 "add_memo",
                 fingerprint=sought.key,
                 subject=self._subject.id,
@@ -230,7 +239,7 @@ class Memos:
 
     def why(self, sought: Sought) -> str:
         """Why there is no memo, in words."""
-        if self._kernel.store.one("memo", fingerprint=sought.key) is not None:
+        if self._kernel.store.all("memos", keys=orjson.dumps([sought.key]).decode()):
             return "its stored answer no longer passes its validators"
         earlier = self._earlier(sought)
         before = [parts for row in earlier if (parts := orjson.loads(row["parts"]))]

@@ -28,7 +28,7 @@ from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Status,
 from twolane.errors import ConfigError, HandoffRefused, Killed, Problem
 from twolane.kernel import Kernel, ledger, new_id
 from twolane.kernel.treasury import count, leaf_amount
-from twolane.store import Transaction
+from twolane.store import Transaction, gather
 from twolane.store.vault import seal, unseal
 
 P = ParamSpec("P")
@@ -155,7 +155,7 @@ class ToolCall(Generic[T]):
             HandoffRefused: it raised, took too long, or gave something else than it says.
             BudgetExceeded, SwitchTripped, Killed: see `kernel.step`.
         """
-        memo = self._memo()
+        memo = await self._memo()
         if memo is not None:
             value, step, body = memo
             if not is_plan:
@@ -168,8 +168,8 @@ class ToolCall(Generic[T]):
 
     # ── memos ──
 
-    def _memo(self) -> tuple[T, str, bytes] | None:
-        row = self._kernel.store.one("memo", fingerprint=self.fingerprint)
+    async def _memo(self) -> tuple[T, str, bytes] | None:
+        row = await self._kernel.lookups.one("memos", self.fingerprint)
         if row is None:
             return None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
@@ -255,7 +255,8 @@ class ToolCall(Generic[T]):
             ledger.append(tx, fields)
             count(tx, fields, pico=pico)
             if sealed is not None:
-                tx.run(
+                gather(
+                    tx,
                     "add_memo",
                     fingerprint=self.fingerprint,
                     subject=self._subject.id,

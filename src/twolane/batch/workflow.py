@@ -77,9 +77,10 @@ class Prompt:
 
     def messages(self) -> tuple[Message, ...]:
         """The messages in order."""
-        documents = "\n\n".join(as_data(document) for document in self.context)
-        middle = (Message("user", documents),) if documents else ()
-        return (Message("system", self.system), *middle, Message("user", self.user))
+        first, last = Message("system", self.system), Message("user", self.user)
+        if not self.context:
+            return (first, last)
+        return (first, Message("user", "\n\n".join(as_data(document) for document in self.context)), last)
 
     def sources(self, own: Document | None) -> tuple[Document, ...]:
         """Where the quotes of its reply must stand. Beside the item's own document its context counts for nothing: what

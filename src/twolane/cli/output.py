@@ -71,3 +71,17 @@ def run(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
         return await work
 
     return asyncio.run(go())
+
+
+def run_worker(work: Coroutine[Any, Any, T]) -> T:
+    """The same for a command that works on a run: on the quicker loop, and looking for cycles at every 5,000 new
+    objects instead of 700, which took a fifteenth of a step's time. What is loaded by now need not be looked at again.
+    """
+    import gc
+
+    import uvloop
+
+    gc.freeze()
+    gc.set_threshold(5_000, 5, 5)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)

@@ -18,7 +18,7 @@ from twolane.batch import run as runs
 from twolane.batch.diff import compare
 from twolane.batch.run import RunSummary
 from twolane.cli.lines import diff_lines, forecast_lines, plan_lines, progress_line, summary_lines
-from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, table
+from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, run_worker, table
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
 from twolane.kernel.progress import status_of
@@ -78,7 +78,7 @@ def start(
                 return _show(await _work(platform, identity, is_json=is_json, may_join=True), is_json)
             return _show_queued(platform, identity, is_json)
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command()
@@ -105,7 +105,7 @@ def forecast(
             emit(is_json, {"run": identity, **summary.forecast}, forecast_lines(summary.forecast))
             return 0
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command()
@@ -163,7 +163,7 @@ def resume(
                 return _show_queued(platform, identity, is_json)
             return _show(await _work(platform, identity, is_json=is_json), is_json)
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command()
@@ -213,7 +213,7 @@ def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fal
         async with await Platform.open(load_config(config)) as platform:
             return _show(await platform.work(identity, may_join=True, leave=_told_to_leave()), is_json)
 
-    raise typer.Exit(run(go()))
+    raise typer.Exit(run_worker(go()))
 
 
 @app.command(name="list")

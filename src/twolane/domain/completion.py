@@ -37,13 +37,16 @@ class EventReader:
 
     def feed(self, block: bytes) -> Iterator[bytes]:
         """Payloads that became complete with this block; comments and other fields are skipped."""
-        data = self._rest + block
+        data = self._rest + block if self._rest else block
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         *events, self._rest = data.split(b"\n\n")
         if len(self._rest) > MAX_EVENT_BYTES:
             raise EventError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         for event in events:
+            if event.startswith(b"data: {") and b"\n" not in event:  # as nearly every event is
+                yield event[6:]
+                continue
             lines = [line[5:].lstrip(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
             if any(lines):  # an empty one keeps a connection awake and says nothing
                 yield b"\n".join(lines)
@@ -55,7 +58,7 @@ def parse_event(payload: bytes) -> dict[str, object] | None:
     Raises:
         EventError: not JSON, not an object, or an `error` event; the message is the upstream's own where it gave one.
     """
-    if payload.strip() == b"[DONE]":
+    if payload[:1] != b"{" and payload.strip() == b"[DONE]":
         return None
     try:
         chunk = orjson.loads(payload)
@@ -174,28 +177,37 @@ class Completion:
             raise EventError(f"an answer of more than {MAX_TEXT_CHARS:,} characters")
 
     def _read(self, chunk: dict[str, object]) -> None:
-        self.id = self.id or str(chunk.get("id") or "")
-        self.model = self.model or str(chunk.get("model") or "")
-        created = chunk.get("created")
-        self.created = self.created or (created if isinstance(created, int) else 0)
-        self.usage = usage_of(chunk) or self.usage
-        event = chunk.get("anthropic")
-        if isinstance(event, dict):
+        if not (self.id and self.model and self.created):
+            self.id = self.id or str(chunk.get("id") or "")
+            self.model = self.model or str(chunk.get("model") or "")
+            created = chunk.get("created")
+            self.created = self.created or (created if isinstance(created, int) else 0)
+        if "usage" in chunk:
+            self.usage = usage_of(chunk) or self.usage
+        if isinstance(event := chunk.get("anthropic"), dict):
             self.events.append(event)
-        self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
+        if not chunk.keys() <= _OWN:
+            self.further |= {name: value for name, value in chunk.items() if name not in _OWN and value is not None}
         choices = chunk.get("choices")
-        for choice in choices if isinstance(choices, list) else []:
+        for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._merge(choice)
 
     def _merge(self, choice: dict[str, object]) -> None:
         index = choice.get("index")
         index = index if isinstance(index, int) else 0
-        whole = self._choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
-        whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
+        whole = self._choices.get(index)
+        if whole is None:
+            whole = self._choices[index] = {"index": index, "message": {"role": "assistant", "content": None}}
+        if not choice.keys() <= _CHOICE:
+            whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
         message = whole["message"]
         assert isinstance(message, dict)
         delta = choice.get("delta")
+        word = delta.get("content") if isinstance(delta, dict) and len(delta) == 1 else None
+        if isinstance(word, str) and isinstance(message.get("content") or "", str):
+            self._lengthen(message, (index, "content"), word)  # a piece of text alone, as most deltas are
+            delta = None
         for name, part in (delta if isinstance(delta, dict) else {}).items():
             if name == "tool_calls" and isinstance(part, list):
                 calls = message.get("tool_calls")

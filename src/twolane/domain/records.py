@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+
+import orjson
+
+from twolane.domain.canonical import canonical_json
 
 
 class Lane(StrEnum):
@@ -53,7 +58,7 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReplySchema:
     """The JSON Schema a reply must fit, and its name on the wire."""
 
@@ -63,6 +68,24 @@ class ReplySchema:
     """Ask servers that can for replies that keep to it to the letter."""
     is_judged: bool = False
     """Whoever asks checks the reply itself: a server that does not take the schema may be asked in a weaker way."""
+
+    @cached_property
+    def text(self) -> bytes:
+        """The schema as sorted JSON. Written once: an agent's schema is counted, hashed and compared at every step.
+
+        Raises:
+            orjson.JSONEncodeError: it holds something that JSON does not.
+        """
+        return orjson.dumps(dict(self.schema), default=dict, option=orjson.OPT_SORT_KEYS)
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """Name and schema in canonical form, for fingerprints.
+
+        Raises:
+            ValueError: see `canonical_json`.
+        """
+        return canonical_json([self.name, self.schema])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +118,14 @@ class ModelCall:
     kind: Kind = Kind.CHAT
     native: Native | None = None
     """The same request as the client wrote it, where its protocol says more than OpenAI's can."""
+    measured: tuple[int, int] | None = field(default=None, init=False, compare=False, repr=False)
+    """What `rules.pricing.measure` found, kept by `sized`: it is asked for four times a step. A copy that
+    `dataclasses.replace` makes has none, since its content may be another."""
 
-    def sized(self, model: str, max_tokens: int) -> ModelCall:
+    def sized(self, model: str, max_tokens: int, measured: tuple[int, int] | None = None) -> ModelCall:
         """The same call of this model and length. Written out: `dataclasses.replace` takes twice as long, and every
         call of either lane passes here."""
-        return ModelCall(
+        call = ModelCall(
             self.messages,
             model,
             max_tokens,
@@ -110,6 +136,8 @@ class ModelCall:
             self.kind,
             self.native,
         )
+        object.__setattr__(call, "measured", measured or self.measured)
+        return call
 
 
 @dataclass(frozen=True, slots=True)

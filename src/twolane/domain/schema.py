@@ -230,37 +230,43 @@ def _place(quote: Quote, sources: Sequence[Document]) -> bool:
 
 
 def _strict_json(text: str) -> object:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # None on purpose
-            raise ValueError(f"the key {twice[:MAX_PROBLEM_CHARS]!r} stands twice")
-        return found
-
-    def refuse(constant: str) -> object:
-        raise ValueError(f"{constant} is not a JSON number")
-
-    def real(digits: str) -> float:
-        number = float(digits)
-        return number if math.isfinite(number) else _too_large(digits)
-
-    def whole(digits: str) -> int:
-        number = int(digits) if len(digits) <= 20 else 2**64
-        return number if -(2**63) <= number < 2**63 else _too_large(digits)
-
     try:
-        found: object = json.loads(
-            text, object_pairs_hook=once, parse_constant=refuse, parse_float=real, parse_int=whole
-        )
+        found: object = _READER.decode(text)
         orjson.loads(text)  # what could not be stored as UTF-8 (half of a surrogate pair) is refused here
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return found
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # None on purpose
+        raise ValueError(f"the key {twice[:MAX_PROBLEM_CHARS]!r} stands twice")
+    return found
+
+
+def _refuse(constant: str) -> Never:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _real(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _too_large(digits)
+
+
+def _whole(digits: str) -> int:
+    number = int(digits) if len(digits) <= 20 else 2**64
+    return number if -(2**63) <= number < 2**63 else _too_large(digits)
+
+
 def _too_large(digits: str) -> Never:
     raise ValueError(f"the number {digits[:24]}… is larger than 64 bits hold")
+
+
+_READER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse, parse_float=_real, parse_int=_whole)
+"""Made once: making it took longer than reading a reply with it."""
 
 
 def _why_not_json(text: str, error: ValueError) -> str:

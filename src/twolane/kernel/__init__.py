@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,13 @@ from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
 from twolane.kernel.progress import Watching
-from twolane.kernel.step import Answer, Door, Request, Settled, Upstream, new_id
+from twolane.kernel.step import Answer, Door, House, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
 from twolane.models import Model
 from twolane.rules import routing
 from twolane.store import Store, Transaction
+from twolane.store.lookups import Lookups
 from twolane.store.presence import Presence
 from twolane.store.sqlite import SQLiteStore
 from twolane.store.vault import Vault, unseal
@@ -45,6 +47,7 @@ class Kernel:
     lanes: Lanes
     door: Door
     upstreams: dict[str, Upstream]
+    lookups: Lookups
 
     @classmethod
     async def open(cls, config: Config, *, models: dict[str, Model] | None = None, can_call: bool = True) -> Kernel:
@@ -81,16 +84,8 @@ class Kernel:
         )
         leases = Leases(store, owner=presence.name, is_alive=presence.is_alive)
         lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()}, leases=leases)
-        door = Door(
-            store,
-            upstreams=upstreams,
-            treasury=treasury,
-            lanes=lanes,
-            switches=switches,
-            currency=config.currency,
-            step_salt=vault.step_salt,
-        )
-        kernel = cls(config, store, path, vault, presence, treasury, switches, lanes, door, upstreams)
+        door = Door(House(store, upstreams, treasury, lanes, switches, config.currency, vault.step_salt))
+        kernel = cls(config, store, path, vault, presence, treasury, switches, lanes, door, upstreams, Lookups(store))
         try:
             await kernel._agree_on_currency()
             await kernel._take_budgets_from_file()
@@ -146,8 +141,18 @@ class Kernel:
         """The runs that are watched in this process."""
         return Watching(self.store, is_alive=self.presence.is_alive, currency=self.config.currency)
 
-    def candidates(self, name: str) -> list[dict[str, object]]:
+    def candidates(self, name: str) -> Sequence[Mapping[str, object]]:
         """The models a route may choose, by kind and name: what a fingerprint holds of it."""
+        found = self._candidates.get(name)
+        if found is None:
+            found = self._candidates[name] = self._candidates_of(name)
+        return found
+
+    @cached_property
+    def _candidates(self) -> dict[str, Sequence[Mapping[str, object]]]:
+        return {}
+
+    def _candidates_of(self, name: str) -> Sequence[Mapping[str, object]]:
         section = self.config.route.get(name)
         names = (
             [name]

@@ -1,23 +1,21 @@
-"""Budgets as a transaction sees them: a scope's limits, what its windows hold, and what a group changes in them.
-
-The rows of `spending` and `lease` are written here and nowhere else. A commit group reads each row once and writes it
-once, however many of its steps touch it.
-"""
+"""Budgets as a transaction sees them: what limits a chain of scopes, and what lies in its windows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
 
 from twolane.kernel import ledger, rollups
+from twolane.kernel.books import Books
 from twolane.rules import budgets
 from twolane.rules.budgets import Account
 from twolane.store import Row, Store, Transaction, Value
 
-PERIODS = ("day", "month", "total")
+MOST_KNOWN = 4096
+"""Scopes whose limits are remembered at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,7 @@ class Limits:
 
     def __init__(self, templates: Mapping[str, Limit]) -> None:
         self._templates = templates
+        self._known = _Known((-1, ""))
 
     def of(self, asked: _Asked, scope: str, now_us: int) -> dict[str, Limit]:
         """By window. Where both limit the same window the tighter one holds: a run's own budget never lifts the
@@ -56,139 +55,50 @@ class Limits:
 
     def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
         """The chain's budgets in their current windows, widest first; windows are opened as needed."""
-        now_us, books = ledger.now_us(), Books.of(tx)
-        found = []
-        for scope in scopes:
-            for window, limit in self.of(tx, scope, now_us).items():
+        books, found = Books.of(tx), []
+        for scope, window, limit in self._limiting(tx, tuple(scopes)):
+            spent = books.spending(scope, window)
+            if spent is None:
+                _open_window(tx, scope, limit.period, ledger.now_us())
                 spent = books.spending(scope, window)
-                if spent is None:
-                    _open_window(tx, scope, limit.period, now_us)
-                    spent = books.spending(scope, window)
-                    assert spent is not None
-                found.append(Account(scope, window, limit.pico, limit.tokens, *spent))
+                assert spent is not None
+            found.append(Account(scope, window, limit.pico, limit.tokens, *spent))
         return found
 
-
-class Books:
-    """`spending` and `lease` inside one transaction: every row is read at most once, and what the works of the group
-    change in it is written once, before the commit."""
-
-    def __init__(self, tx: Transaction) -> None:
-        self._tx = tx
-        self._read: dict[tuple[str, str], tuple[int, ...]] = {}
-        self._change: dict[tuple[str, str], tuple[int, int, int, int]] = {}
-        self._leases: dict[tuple[str, str, str], _Lease] = {}
-
-    @classmethod
-    def of(cls, tx: Transaction) -> Books:
-        """The one of this transaction."""
-        books: Books | None = tx.cache.get("books")
-        if books is None:
-            books = tx.cache["books"] = cls(tx)
-            tx.before_commit(books._write)
-        return books
-
-    def spending(self, scope: str, window: str) -> tuple[int, ...] | None:
-        """Picounits spent and held, tokens spent and held; None where the window was not opened yet."""
-        key = (scope, window)
-        if key not in self._read:
-            row = self._tx.one("spending", scope=scope, window=window)
-            if row is None:
-                return None
-            self._read[key] = (row["spent_pico"], row["held_pico"], row["spent_tokens"], row["held_tokens"])
-        changed = self._change.get(key)
-        read = self._read[key]
-        return read if changed is None else tuple(a + b for a, b in zip(read, changed, strict=True))
-
-    def hold(self, scope: str, window: str, *, pico: int, tokens: int) -> None:
-        """Hold more; less where negative."""
-        self._add(scope, window, (0, pico, 0, tokens))
-
-    def spend(self, scope: str, window: str, *, pico: int, tokens: int) -> None:
-        """Count as spent."""
-        self._add(scope, window, (pico, 0, tokens, 0))
-
-    def lease(self, owner: str, scope: str, window: str, *, pico: int, tokens: int) -> None:
-        """Hold more, in the hands of a process."""
-        lease = self._lease(owner, scope, window)
-        lease.pico, lease.tokens = lease.pico + pico, lease.tokens + tokens
-        self.hold(scope, window, pico=pico, tokens=tokens)
-
-    def unlease(self, owner: str, scope: str, window: str, *, pico: int, tokens: int) -> None:
-        """Hold that much less. Never more than is there: a process that was taken for dead finds its blocks settled,
-        and what it still has to record must not fail for it."""
-        lease = self._lease(owner, scope, window)
-        self.lease(owner, scope, window, pico=-min(pico, lease.pico), tokens=-min(tokens, lease.tokens))
-
-    def _lease(self, owner: str, scope: str, window: str) -> _Lease:
-        key = (owner, scope, window)
-        found = self._leases.get(key)
+    def _limiting(self, tx: Transaction, scopes: tuple[str, ...]) -> list[tuple[str, str, Limit]]:
+        """What limits a chain, read in this transaction or in an earlier one of the same epoch and day. Only the
+        writer's thread comes here."""
+        known: _Known | None = tx.cache.get("limits")
+        if known is None:
+            row = tx.one("epoch")
+            assert row is not None
+            as_of = (row["n"], budgets.window("day", ledger.now_us()))
+            if as_of != self._known.as_of or len(self._known.scopes) >= MOST_KNOWN:
+                self._known = _Known(as_of)
+            known = tx.cache["limits"] = self._known
+        found = known.chains.get(scopes)
         if found is None:
-            row = self._tx.one("lease", owner=owner, scope=scope, window=window)
-            found = _Lease(row["pico"], row["tokens"], is_kept=True) if row else _Lease(0, 0, is_kept=False)
-            self._leases[key] = found
+            now_us = ledger.now_us()
+            for scope in scopes:
+                if scope not in known.scopes:
+                    known.scopes[scope] = self.of(tx, scope, now_us)
+            found = [(scope, window, limit) for scope in scopes for window, limit in known.scopes[scope].items()]
+            known.chains[scopes] = found
         return found
-
-    def _add(self, scope: str, window: str, change: tuple[int, int, int, int]) -> None:
-        before = self._change.get((scope, window))
-        if before is not None:
-            a, b, c, d = before
-            change = (a + change[0], b + change[1], c + change[2], d + change[3])
-        self._change[scope, window] = change
-
-    def _write(self) -> None:
-        for (scope, window), (spent_pico, held_pico, spent_tokens, held_tokens) in self._change.items():
-            self._tx.run(
-                "change_spending",
-                scope=scope,
-                window=window,
-                spent_pico=spent_pico,
-                held_pico=held_pico,
-                spent_tokens=spent_tokens,
-                held_tokens=held_tokens,
-            )
-        for (owner, scope, window), lease in self._leases.items():
-            name: dict[str, Value] = {"owner": owner, "scope": scope, "window": window}
-            if lease.pico or lease.tokens:
-                self._tx.run(
-                    "set_lease" if lease.is_kept else "add_lease", pico=lease.pico, tokens=lease.tokens, **name
-                )
-            elif lease.is_kept:
-                self._tx.run("end_lease", **name)
 
 
 @dataclass
-class _Lease:
-    pico: int
-    tokens: int
-    is_kept: bool
-    """There is a row of it."""
+class _Known:
+    """What limits scopes and chains of them, as of one epoch and day."""
+
+    as_of: tuple[int, str]
+    scopes: dict[str, dict[str, Limit]] = field(default_factory=dict)
+    chains: dict[tuple[str, ...], list[tuple[str, str, Limit]]] = field(default_factory=dict)
 
 
-def spend_late(tx: Transaction, scopes: Sequence[str], held: set[tuple[str, int]], *, pico: int, tokens: int) -> None:
-    """Charge the current windows of the chain in which a step holds nothing. A window's length tells its period."""
-    known = _current(tx, scopes)
-    for scope in scopes:
-        for window in known[scope]:
-            if (scope, len(window)) not in held:
-                Books.of(tx).spend(scope, window, pico=pico, tokens=tokens)
-
-
-def _current(tx: Transaction, scopes: Sequence[str]) -> dict[str, list[str]]:
-    """The opened windows of these scopes that hold today; each scope is looked up once in a group."""
-    known: dict[str, list[str]] | None = tx.cache.get("windows")
-    if known is None:
-        known = tx.cache["windows"] = {}
-        now_us = ledger.now_us()
-        tx.cache["today"] = {budgets.window(period, now_us) for period in PERIODS}
-        tx.cache["any_spending"] = tx.one("any_spending") is not None
-    unknown = [scope for scope in scopes if scope not in known]
-    known.update((scope, []) for scope in unknown)
-    if unknown and tx.cache["any_spending"]:
-        for row in tx.all("windows", scopes=orjson.dumps(unknown).decode()):
-            if row["window"] in tx.cache["today"]:
-                known[row["scope"]].append(row["window"])
-    return known
+def forget_limits(tx: Transaction) -> None:
+    """A limit was changed in this transaction: what is known of it holds no longer here, and may never be committed."""
+    tx.cache["limits"] = _Known((-1, ""))
 
 
 def doubt(tx: Transaction, owner: str, scope: str, leases: Mapping[str, tuple[int, int]]) -> None:
@@ -197,7 +107,7 @@ def doubt(tx: Transaction, owner: str, scope: str, leases: Mapping[str, tuple[in
     books, day = Books.of(tx), budgets.window("day", ledger.now_us())
     largest = (max(pico for pico, _ in leases.values()), max(tokens for _, tokens in leases.values()))
     lengths = {len(window) for window in leases}
-    others = {window: largest for window in _current(tx, (scope,))[scope] if len(window) not in lengths}
+    others = {window: largest for window in books.current((scope,))[scope] if len(window) not in lengths}
     for window, (pico, tokens) in {**others, **leases}.items():
         if window in leases:
             books.unlease(owner, scope, window, pico=pico, tokens=tokens)
@@ -207,6 +117,7 @@ def doubt(tx: Transaction, owner: str, scope: str, leases: Mapping[str, tuple[in
 
 def _open_window(tx: Transaction, scope: str, period: str, now_us: int) -> None:
     """A window starts with what the record says was spent in it before the budget was set."""
+    Books.of(tx).come_to_terms()  # what was spent before it opened is in the record
     ledger.flush(tx)
     rollups.write(tx)  # what steps of this very group have spent is among it
     window, since = budgets.window(period, now_us), budgets.first_day(period, now_us)

@@ -20,7 +20,8 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from twolane.domain.records import Bound
-from twolane.kernel.accounts import Books, Limit, Limits, spend_late
+from twolane.kernel.accounts import Limit, Limits
+from twolane.kernel.books import Books
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets
 from twolane.store import Store, Transaction
@@ -255,8 +256,7 @@ class Blocks:
         for block, held_pico, held_tokens in ended:
             books.unlease(self._owner, block.scope, block.window, pico=held_pico, tokens=held_tokens)
             books.spend(block.scope, block.window, pico=pico, tokens=tokens)
-        if pico or tokens:
-            spend_late(tx, scopes, {(s.block.scope, len(s.block.window)) for s in ended}, pico=pico, tokens=tokens)
+        books.spend_late(scopes, [(block.scope, block.window) for block, _, _ in ended], pico=pico, tokens=tokens)
 
     # ── filling and giving back ──
 

@@ -23,6 +23,9 @@ PAGE = 4096
 """Leaves read at a time while verifying."""
 
 
+_WORDS = ("op", "lane", "status")
+
+
 def now_us() -> int:
     """The instant an entry is stamped with: microseconds of Unix time, UTC. The house's only reading of that clock."""
     return time.time_ns() // 1000
@@ -35,12 +38,12 @@ def append(tx: Transaction, fields: Mapping[str, object]) -> int:
         InvalidEntry: see `domain.canonical.leaf_bytes`. Nothing of the group's work is lost, only this one's.
     """
     tree = _tree(tx)
-    chained = {
-        name: value.value if isinstance(value, StrEnum) else value
-        for name, value in fields.items()
-        if value is not None
-    }
-    run = fields.get("run")
+    chained = {name: value for name, value in fields.items() if value is not None}
+    for name in _WORDS:  # where a StrEnum may stand; a leaf takes exact types only
+        word = chained.get(name)
+        if word is not None and type(word) is not str and isinstance(word, StrEnum):
+            chained[name] = str.__str__(word)
+    run = chained.get("run")
     link = _chain(tx, run) if isinstance(run, str) else None
     if link is not None:
         chained["seq"], chained["prev"] = link.seq, link.prev

@@ -1,8 +1,7 @@
-"""What the door watches while an answer passes: how long the upstream is silent, and what goes by."""
+"""What the door watches while an answer passes: first token, bytes, end, usage."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections import deque
@@ -24,50 +23,6 @@ _SLICE = 2_047
 the hashing."""
 
 
-class Silence:
-    """How long an upstream has said nothing, with one timer for a whole stream: a timer armed at every block was a
-    tenth of the door's time. While nobody waits for the upstream (a slow reader), its silence does not count."""
-
-    def __init__(self, timer: asyncio.Timeout, patience_s: float) -> None:
-        self._timer, self.patience_s = timer, patience_s
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._armed_for = 0.0
-        self._handle: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> Silence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def begins(self) -> None:
-        """The upstream is waited for from now on."""
-        self._since = now = self._loop.time()
-        if self._handle is None or self._armed_for > now + self.patience_s:
-            self._arm(now + self.patience_s)
-
-    def ends(self) -> None:
-        """It spoke."""
-        self._since = None
-        if self._timer.when() is not None:
-            self._timer.reschedule(None)  # it was about to strike when the block came
-
-    def _arm(self, at: float) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-        self._armed_for, self._handle = at, self._loop.call_at(at, self._look)
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        due = (self._since if self._since is not None else now) + self.patience_s
-        if now >= due:
-            self._timer.reschedule(now)
-        else:
-            self._arm(due)
-
-
 @dataclass
 class Meter:
     """Counts a copy of what passes: first token, bytes, the end of the stream with its usage."""
@@ -80,6 +35,8 @@ class Meter:
     is_intended: bool = False
     has_left: bool = False
     text_bytes: int | None = None
+    told: Usage | None = None
+    """The usage, where the stream was read by somebody who has found it already."""
     _began: float = field(default_factory=time.monotonic)
     _last: deque[bytes] = field(default_factory=deque)
     """The newest blocks, `TAIL_BYTES` or a little more, joined when asked for: copying at every block was slow."""
@@ -105,17 +62,19 @@ class Meter:
 
     def saw(self, block: bytes) -> None:
         """A block passed."""
-        for at in range(0, len(block), _SLICE):
-            self._digest.update(block[at : at + _SLICE] if len(block) > _SLICE else block)
+        if len(block) <= _SLICE:
+            self._digest.update(block)
+        else:
+            for at in range(0, len(block), _SLICE):
+                self._digest.update(block[at : at + _SLICE])
         self._events += block.count(b"data:")
         self._last.append(block)
         self._last_bytes += len(block)
         while self._last_bytes - len(self._last[0]) >= TAIL_BYTES:
             self._last_bytes -= len(self._last.popleft())
-        seam = self._edge + block
-        self._edge = seam[-16:]
-        if b"[DONE]" in seam and not self._is_done:
+        if (b"[DONE]" in block or b"[DONE]" in self._edge + block[:5]) and not self._is_done:
             self._is_done = end_of(self._tail()) >= 0
+        self._edge = block[-5:] if len(block) >= 5 else (self._edge + block)[-5:]
         if self.ttft_us is None and _has_answered(self.peeked):
             self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
 
@@ -137,6 +96,8 @@ class Meter:
     def usage(self) -> Usage | None:
         """What the upstream reported at the end; None where it did not. Only events that may report it are read: most
         of a tail is words."""
+        if self.told is not None:
+            return self.told
         tail = self._tail()
         at = tail.rfind(b'"usage"')
         while at >= 0:

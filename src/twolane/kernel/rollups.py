@@ -11,47 +11,57 @@ from twolane.domain.records import Status
 from twolane.rules import budgets
 from twolane.store import Transaction
 
+_PARTS = ("tenant", "api_key", "workflow", "agent", "lane", "upstream", "model")
 _FIGURES = ("calls", "reused", "refused", "failed", "input_tokens", "output_tokens", "cost_pico", "total_us")
+
+Sums = dict[tuple[str, ...], list[int]]
 
 
 def count(tx: Transaction, fields: Mapping[str, object], *, pico: int) -> None:
     """Advance the roll-ups by one step's entry."""
-    day = budgets.window("day", _whole(fields["at_us"]))
     status = fields["status"]
+    is_reused = status == Status.REUSED
     figures = (
-        int(status not in (Status.REUSED, Status.UNREACHED)),
-        int(status == Status.REUSED),
+        int(not is_reused and status != Status.UNREACHED),
+        int(is_reused),
         int(status == Status.REFUSED),
-        int(status in (Status.FAILED, Status.KILLED, Status.CANCELLED, Status.IN_DOUBT)),
-        _whole(fields.get("input_tokens")) if status != Status.REUSED else 0,
-        _whole(fields.get("output_tokens")) if status != Status.REUSED else 0,
+        int(status in _FAILED),
+        0 if is_reused else _whole(fields.get("input_tokens")),
+        0 if is_reused else _whole(fields.get("output_tokens")),
         pico,
         _whole(fields.get("total_us")),
     )
-    name = {
-        part: str(fields.get(part) or "")
-        for part in ("tenant", "api_key", "workflow", "agent", "lane", "upstream", "model")
-    }
-    _add(tx, ("add_to_day", ("day", day), *name.items()), figures)
-    if fields.get("run"):
-        _add(tx, ("add_to_run", ("run", str(fields["run"])), ("agent", name["agent"])), figures)
+    get = fields.get
+    name = [str(get(part) or "") for part in _PARTS]
+    _add(tx, "add_to_day", (budgets.window("day", _whole(fields["at_us"])), *name), figures)
+    if get("run"):
+        _add(tx, "add_to_run", (str(get("run")), name[3]), figures)
+
+
+_FAILED = frozenset({Status.FAILED, Status.KILLED, Status.CANCELLED, Status.IN_DOUBT})
+_NAMES = {"add_to_day": ("day", *_PARTS), "add_to_run": ("run", "agent")}
 
 
 def write(tx: Transaction) -> None:
     """Write what the group has added up so far; whoever reads a roll-up inside a group calls it first."""
-    sums = tx.cache.get("sums", {})
-    for (query, *names), figures in sums.items():
-        tx.run(query, **dict(names), **dict(zip(_FIGURES, figures, strict=True)))
-    sums.clear()
+    for query, sums in tx.cache.get("sums", {}).items():
+        names = (*_NAMES[query], *_FIGURES)
+        if sums:
+            tx.run_many(query, [dict(zip(names, (*name, *figures), strict=True)) for name, figures in sums.items()])
+        sums.clear()
 
 
-def _add(tx: Transaction, key: tuple[object, ...], figures: tuple[int, ...]) -> None:
-    sums: dict[tuple[object, ...], tuple[int, ...]] | None = tx.cache.get("sums")
-    if sums is None:
-        sums = tx.cache["sums"] = {}
+def _add(tx: Transaction, query: str, name: tuple[str, ...], figures: tuple[int, ...]) -> None:
+    by_query: dict[str, Sums] | None = tx.cache.get("sums")
+    if by_query is None:
+        by_query = tx.cache["sums"] = {name: {} for name in _NAMES}
         tx.before_commit(lambda: write(tx))
-    before = sums.get(key)
-    sums[key] = figures if before is None else tuple(a + b for a, b in zip(before, figures, strict=True))
+    sums = by_query[query].get(name)
+    if sums is None:
+        by_query[query][name] = list(figures)
+    else:
+        for at, figure in enumerate(figures):
+            sums[at] += figure
 
 
 def leaf_amount(pico: int) -> int | str:

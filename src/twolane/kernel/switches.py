@@ -28,7 +28,7 @@ class Switches:
         self._store = store
         self._epoch = -1
         self._tripped: dict[str, str] = {}
-        self._running: dict[str, tuple[frozenset[str], Callable[[str, str], None]]] = {}
+        self._running: dict[str, tuple[Sequence[str], Callable[[str, str], None]]] = {}
         self._poller: asyncio.Task[None] | None = None
 
     def check(self, scopes: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class Switches:
     def started(self, step: str, scopes: Sequence[str], close: Callable[[str, str], None]) -> None:
         """A step runs: `close(scope, cause)` is called, once and without an await, when a switch of its scopes
         trips."""
-        self._running[step] = (frozenset(scopes), close)
+        self._running[step] = (scopes, close)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.get_running_loop().create_task(self._poll())
 
@@ -59,6 +59,7 @@ class Switches:
 
         def write(tx: Transaction) -> None:
             if tx.run("trip", scope=scope, cause=cause, actor=actor, tripped=ledger.now_us()):
+                tx.cache.pop("tripped", None)
                 ledger.append(tx, _entry("trip", scope, cause, actor))
 
         await self._store.write(write)
@@ -71,6 +72,7 @@ class Switches:
         def write(tx: Transaction) -> bool:
             if not tx.run("reset", scope=scope):
                 return False
+            tx.cache.pop("tripped", None)
             ledger.append(tx, _entry("reset", scope, cause, actor))
             return True
 
@@ -111,9 +113,13 @@ class Switches:
 
 def tripped_in(tx: Transaction, scopes: Sequence[str]) -> SwitchTripped | None:
     """The same check inside a reservation's transaction, where the row cannot be missed."""
-    for row in tx.all("switches"):
-        if row["scope"] in scopes:
-            return SwitchTripped(row["scope"], row["cause"])
+    tripped: dict[str, str] | None = tx.cache.get("tripped")
+    if tripped is None:
+        tripped = tx.cache["tripped"] = {row["scope"]: row["cause"] for row in tx.all("switches")}
+    if tripped:
+        for scope, cause in tripped.items():
+            if scope in scopes:
+                return SwitchTripped(scope, cause)
     return None
 
 

@@ -23,8 +23,9 @@ from twolane.domain.money import Money, decimal_string
 from twolane.domain.records import Bound, ModelCall, Origin, Price, Status
 from twolane.errors import BadRequest, BudgetExceeded, Refused
 from twolane.kernel import accounts, ledger
-from twolane.kernel.accounts import Books, Limit, Limits, drift
+from twolane.kernel.accounts import Limit, Limits, drift
 from twolane.kernel.blocks import POLL_S, Blocks, Share
+from twolane.kernel.books import Books, Window
 from twolane.kernel.rollups import count, leaf_amount
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets, pricing
@@ -40,13 +41,18 @@ within `POLL_S` and a commit; this is for those that hang."""
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A reservation under its step's id. `shares` is what it took of this process's blocks; empty where it lies in the
-    store."""
+    """A reservation under its step's id: `shares` of this process's blocks, or where it lies in the store, `windows` of
+    budgets."""
 
     step: str
     bound: Bound
     max_tokens: int
     shares: tuple[Share, ...] = ()
+    windows: tuple[Window, ...] = ()
+
+    def money(self) -> tuple[int, int]:
+        """Picounits and tokens, in each of the windows."""
+        return self.bound.pico or 0, self.bound.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +93,9 @@ class Treasury:
         self._limits = Limits({scope: self._limit(section) for scope, section in defaults.items()})
         self._blocks = Blocks(store, owner=owner, limits=self._limits)
         self._in_memory: dict[str, Hold] = {}
-        self._in_store: set[str] = set()
-        """Steps that have, or may still get, a row of their own: a write that nobody waits for any more is done too."""
+        self._in_store: dict[str, Hold | None] = {}
+        """Holds that have a row of their own. None where they may still get one, though their caller has gone: a write
+        that nobody waits for any more is done too."""
 
     def _limit(self, section: BudgetSection) -> Limit:
         pico = None if section.money is None else Money.parse(section.money, self._currency).pico
@@ -140,7 +147,7 @@ class Treasury:
             SwitchTripped: a switch of the chain is tripped; nothing is held.
         """
         ask = _Ask(step, tuple(scopes), call, price, may_shrink, entry, intent)
-        self._in_store.add(step)
+        self._in_store[step] = None
         answer = await self._store.write(partial(self._hold, ask=ask, is_first=True, is_last=False))
         deadline = time.monotonic() + PATIENCE_S
         while isinstance(answer, _Parked):
@@ -153,6 +160,7 @@ class Treasury:
             answer = await self._store.write(partial(self._hold, ask=ask, is_first=False, is_last=is_last))
         if isinstance(answer, Refused):
             raise answer
+        self._in_store[step] = answer
         if intent is None:
             self._blocks.ask_ahead(ask.scopes, self._blocks.chain(ask.scopes, ledger.now_us()), answer.bound)
         return answer
@@ -168,7 +176,7 @@ class Treasury:
                 f"the cost of {unbounded} cannot be bounded, and a budget is set: send it in the request itself"
             )
         full = pricing.upper_bound(ask.call, ask.price)
-        short = [account for account in chain if _is_short(account, full)]
+        short = [account for account in chain if not account.carries(full.pico or 0, full.tokens)]
         parked = self._parked(tx, short, is_first=is_first) if short and not is_last else None
         if parked is not None:
             return parked
@@ -177,25 +185,18 @@ class Treasury:
             pico_left, tokens_left = budgets.left(chain)
             tokens = max(1, pricing.affordable_tokens(ask.call, ask.price, pico=pico_left, tokens=tokens_left))
             bound = pricing.upper_bound(dataclasses.replace(ask.call, max_tokens=tokens), ask.price)
-        refused = budgets.first_short(chain, pico=bound.pico or 0, tokens=bound.tokens)
+        refused = budgets.first_short(short, pico=bound.pico or 0, tokens=bound.tokens)
         if refused is not None:
             return self._exceeded(*refused, bound)
-        for account in chain:
-            Books.of(tx).hold(account.scope, account.window, pico=bound.pico or 0, tokens=bound.tokens)
         written = tokens * pricing.choices(ask.call.extras)
         in_doubt = {"input_tokens": bound.tokens - written, "output_tokens": written, "estimated": 1}
-        tx.run(
-            "add_reservation",
-            step=ask.step,
-            owner=self._owner,
-            pico=bound.pico or 0,
-            tokens=bound.tokens,
-            windows=orjson.dumps([[account.scope, account.window] for account in chain]).decode(),
-            entry=orjson.dumps({**ask.entry, **in_doubt, "is_priced": bound.pico is not None}).decode(),
-        )
+        entry = orjson.dumps({**ask.entry, **in_doubt, "is_priced": bound.pico is not None}).decode()
+        windows = tuple((account.scope, account.window) for account in chain)
+        hold = Hold(ask.step, bound, tokens, windows=windows)
+        Books.of(tx).begin_hold(ask.step, windows, hold.money(), owner=self._owner, entry=entry)
         if ask.intent is not None:
             ledger.append(tx, ask.intent)
-        return Hold(ask.step, bound, tokens)
+        return hold
 
     def _parked(self, tx: Transaction, short: Sequence[Account], *, is_first: bool) -> _Parked | None:
         """Is some of what is missing in blocks? The first time, the processes that have them are asked."""
@@ -227,8 +228,8 @@ class Treasury:
         """End the hold of `step`, wherever it lies, with what was spent. What the answer does must be committed with
         the step's record. What an in-memory hold did not use is free again already now: call this once for a step."""
         if step in self._in_store:
-            self._in_store.discard(step)
-            return partial(settle, step=step, scopes=scopes, pico=pico, tokens=tokens)
+            known = self._in_store.pop(step)
+            return partial(settle, step=step, scopes=scopes, pico=pico, tokens=tokens, hold=known)
         hold = self._in_memory.pop(step, None)
         ended = [] if hold is None else self._blocks.end(hold.shares, pico=pico, tokens=tokens)
         return partial(self._blocks.settle_in, ended=ended, scopes=scopes, pico=pico, tokens=tokens)
@@ -275,6 +276,7 @@ class Treasury:
         def work(tx: Transaction) -> None:
             now_us = ledger.now_us()
             tx.run("set_budget", scope=scope, period=period, pico=pico, tokens=tokens, source=source, since=now_us)
+            accounts.forget_limits(tx)
             amount = None if pico is None else decimal_string(pico)
             _changed(tx, scope, now_us, {"period": period, "money": amount, "tokens": tokens, "actor": actor})
 
@@ -287,6 +289,7 @@ class Treasury:
             row = tx.one("budget", scope=scope)
             if row is not None and row["source"] == "file":
                 tx.run("remove_budget", scope=scope)
+                accounts.forget_limits(tx)
                 _changed(tx, scope, ledger.now_us(), {"period": row["period"], "actor": "file"})
 
         await self._store.write(work)
@@ -297,21 +300,23 @@ class Treasury:
         return await self._store.write(partial(_settle_dead, dead=dead)) if dead else 0
 
 
-def settle(tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, tokens: int) -> None:
-    """End the hold of `step` in the store, where one was taken, with what was spent.
+def settle(
+    tx: Transaction, step: str, scopes: Sequence[str], *, pico: int, tokens: int, hold: Hold | None = None
+) -> None:
+    """End the hold of `step` in the store, where one was taken, with what was spent. Whoever took it says what it is.
 
     A budget that was set, or got another period, while the step ran holds nothing for it; what the step spent counts
     there all the same.
     """
-    row = tx.one("end_reservation", step=step)
-    held = orjson.loads(row["windows"]) if row else []
-    if pico or tokens:
-        accounts.spend_late(tx, scopes, {(scope, len(window)) for scope, window in held}, pico=pico, tokens=tokens)
     books = Books.of(tx)
-    for scope, window in held:
-        assert row is not None
-        books.hold(scope, window, pico=-row["pico"], tokens=-row["tokens"])
+    if hold is None:
+        windows: Sequence[Window] = books.end_unknown_hold(step)
+    else:
+        windows = hold.windows
+        books.end_hold(step, windows, hold.money())
+    for scope, window in windows:
         books.spend(scope, window, pico=pico, tokens=tokens)
+    books.spend_late(scopes, windows, pico=pico, tokens=tokens)
 
 
 def _settle_dead(tx: Transaction, *, dead: set[str]) -> int:
@@ -344,10 +349,6 @@ def _changed(tx: Transaction, scope: str, now_us: int, fields: Mapping[str, obje
 
 def _run_of(scope: str) -> dict[str, str]:
     return {"run": scope.removeprefix("run:")} if scope.startswith("run:") else {}
-
-
-def _is_short(account: Account, bound: Bound) -> bool:
-    return budgets.first_short([account], pico=bound.pico or 0, tokens=bound.tokens) is not None
 
 
 def _scopes_of(fields: Mapping[str, object]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -30,6 +31,11 @@ class Account:
         """The same in tokens."""
         return None if self.limit_tokens is None else max(0, self.limit_tokens - self.spent_tokens - self.held_tokens)
 
+    def carries(self, pico: int, tokens: int) -> bool:
+        """True where this can still be held."""
+        money, count = self.left_pico(), self.left_tokens()
+        return (money is None or pico <= money) and (count is None or tokens <= count)
+
 
 def left(accounts: list[Account]) -> tuple[int | None, int | None]:
     """What the whole chain can still hold: (picounits, tokens); None where nothing limits."""
@@ -51,7 +57,15 @@ def first_short(accounts: list[Account], *, pico: int, tokens: int) -> tuple[Acc
 
 def window(period: str, now_us: int) -> str:
     """The window of `period` (day, month, total) that holds this instant, in UTC."""
-    instant = datetime.fromtimestamp(now_us / 1_000_000, UTC)
+    return _window(period, now_us // _DAY_US)
+
+
+_DAY_US = 86_400_000_000
+
+
+@functools.lru_cache(maxsize=64)
+def _window(period: str, day: int) -> str:
+    instant = datetime.fromtimestamp(day * 86_400, UTC)
     match period:
         case "day":
             return f"{instant:%Y-%m-%d}"
@@ -88,5 +102,4 @@ def block_size(left: int | None, *, wanted: int, smallest: int) -> int | None:
 
 def next_day_us(now_us: int) -> int:
     """When the next day begins in UTC: no window changes before it."""
-    day_us = 86_400_000_000
-    return (now_us // day_us + 1) * day_us
+    return (now_us // _DAY_US + 1) * _DAY_US

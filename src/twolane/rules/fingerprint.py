@@ -51,21 +51,23 @@ class Asked:
         Raises:
             ValueError: there is no canonical form, see `canonical_json`.
         """
-        again = {"again": self.again} if self.again else {}
-        return canonical_json(
-            again
-            | {
-                "format": FORMAT,
-                "tenant": self.tenant,
-                "agent": self.agent,
-                "messages": [[message.role, message.content] for message in self.messages],
-                "schema": [self.schema.name, self.schema.schema],
-                "candidates": list(self.candidates),
-                "max_tokens": self.max_tokens,
-                "temperature": self.temperature,
-                "sample": self.sample,
-            }
-        )
+        asked: dict[str, object] = {
+            "format": FORMAT,
+            "tenant": self.tenant,
+            "agent": self.agent,
+            "messages": _written([[message.role, message.content] for message in self.messages]),
+            "schema": orjson.Fragment(self.schema.canonical),
+            "candidates": _canonical(self.candidates),
+            "max_tokens": _canonical(self.max_tokens),
+            "temperature": _canonical(self.temperature),
+            "sample": self.sample,
+        }
+        if self.again:
+            asked["again"] = self.again
+        try:
+            return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"no canonical form: {error}") from error
 
     def parts(self) -> dict[str, bytes]:
         """What it is made of beside the schema, each part on its own, so that a change can be named. For what has a
@@ -191,3 +193,17 @@ def _choices(schema: Mapping[str, object]) -> list[object] | None:
         return [schema["const"]]
     choices = schema.get("enum")
     return list(choices) if isinstance(choices, list) else None
+
+
+def _canonical(value: object) -> orjson.Fragment:
+    return orjson.Fragment(canonical_json(value))
+
+
+def _written(messages: list[list[str]]) -> orjson.Fragment:
+    """Texts have one form only, so they need no walk; what an agent gives instead of a text is looked at."""
+    if all(type(part) is str for message in messages for part in message):
+        try:
+            return orjson.Fragment(orjson.dumps(messages))
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"no canonical form: {error}") from error
+    return _canonical(messages)

@@ -49,14 +49,25 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
 
     Source: notes on token counting; characters ÷ 4 under-counts up to three times.
     """
+    return read_bound(call.measured or measure(call), overhead_tokens)
+
+
+def read_bound(measured: tuple[int, int], overhead_tokens: int = 8) -> int:
+    """The same from what `measure` found."""
+    size, messages = measured
+    return size + overhead_tokens * (messages + 1)
+
+
+def measure(call: ModelCall) -> tuple[int, int]:
+    """What the bound on a call's input is made of: bytes, with what stands for more than its bytes, and messages."""
     if call.raw_messages is not None:
         size, messages = len(orjson.dumps(call.raw_messages)) - _packed(call.raw_messages), len(call.raw_messages)
     else:
-        size, messages = sum(len(message.content.encode()) for message in call.messages), len(call.messages)
+        size, messages = sum([_bytes(message.content) for message in call.messages]), len(call.messages)
     if call.kind is Kind.EMBEDDINGS:
         messages = inputs(call)  # each stands alone, with the marks and words that the model puts around it
     if call.schema is not None:
-        size += len(orjson.dumps(call.schema.schema)) + _SCHEMA_WORDS
+        size += len(call.schema.text) + _SCHEMA_WORDS
     if call.extras:
         size += len(orjson.dumps(dict(call.extras)))  # any of them may reach the prompt: tools, documents, templates
     if call.native is not None:
@@ -64,7 +75,11 @@ def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
         told = _list(call.native.body.get("messages"))
         size = max(size, len(orjson.dumps(dict(call.native.body))) - _packed(told))
         messages = max(messages, len(told))
-    return size + overhead_tokens * (messages + 1) + _added_tokens(call)
+    return size + _added_tokens(call), messages
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def inputs(call: ModelCall) -> int:

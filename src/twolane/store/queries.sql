@@ -151,9 +151,9 @@ WHERE scope = :scope AND window = :window;
 INSERT INTO reservation (step, owner, pico, tokens, windows, entry)
 VALUES (:step, :owner, :pico, :tokens, :windows, :entry);
 
--- name: end_reservation
--- A hold ends exactly once: the row goes, and its figures come back.
-DELETE FROM reservation WHERE step = :step RETURNING pico, tokens, windows, entry;
+-- name: end_reservations
+-- Holds end exactly once: the rows of these steps go, and their figures come back.
+DELETE FROM reservation WHERE step IN (SELECT value FROM json_each(:steps)) RETURNING step, pico, tokens, windows;
 
 -- name: reservations
 -- Every hold, for recovery and for whoever asks what is in flight.
@@ -482,10 +482,12 @@ WHERE i.status = 'quarantined' AND (:run IS NULL OR i.run = :run) ORDER BY r.cre
 SELECT step, agent, upstream, model, attempt, cost_pico, reason, leaf FROM trace_steps
 WHERE run = :run AND item = :item AND status = 'refused' ORDER BY leaf DESC;
 
--- name: memo
--- An accepted output by its fingerprint.
-SELECT m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us, b.sealed, s.id AS subject, s.wrapped
-FROM memo m JOIN body b ON b.id = m.body JOIN subject s ON s.id = m.subject WHERE m.fingerprint = :fingerprint;
+-- name: memos
+-- Accepted outputs by their fingerprints.
+SELECT m.fingerprint AS "key", m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us, b.sealed,
+       s.id AS subject, s.wrapped
+FROM memo m JOIN body b ON b.id = m.body JOIN subject s ON s.id = m.subject
+WHERE m.fingerprint IN (SELECT value FROM json_each(:keys));
 
 -- name: add_memo
 -- Keep an accepted output. One that is there already no longer passes its agent's validators: it is replaced.

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -68,12 +68,16 @@ class _SQLiteTransaction:
         self._connection, self._queries = connection, queries
         self.cache: dict[str, Any] = {}
         self.changes_policy = False
-        self._closing: list[Callable[[], None]] = []
+        self._closing: list[Callable[[], object]] = []
 
     def run(self, query: str, **values: Value) -> int:
         cursor = self._connection.execute(self._queries[query], values)
         self.changes_policy = self.changes_policy or query in _POLICY
         return (cursor.lastrowid or 0) if query == "add_body" else cursor.rowcount
+
+    def run_many(self, query: str, rows: Sequence[Mapping[str, Value]]) -> int:
+        self.changes_policy = self.changes_policy or query in _POLICY
+        return self._connection.executemany(self._queries[query], rows).rowcount
 
     def one(self, query: str, **values: Value) -> Row | None:
         row: Row | None = self._connection.execute(self._queries[query], values).fetchone()
@@ -82,7 +86,7 @@ class _SQLiteTransaction:
     def all(self, query: str, **values: Value) -> Sequence[Row]:
         return self._connection.execute(self._queries[query], values).fetchall()
 
-    def before_commit(self, work: Callable[[], None]) -> None:
+    def before_commit(self, work: Callable[[], object]) -> None:
         self._closing.append(work)
 
     def close(self) -> None:
@@ -179,7 +183,8 @@ class SQLiteStore:
             future.set_exception(StoreError(f"the store {self.path} is closed"))
             return future
         self._queue.append(_Work(work, future))
-        self._wake.set()
+        if not self._wake.is_set():  # it takes a lock, and one waking is enough for all that is in the queue by then
+            self._wake.set()
         return future
 
     async def write(self, work: Callable[[Transaction], T]) -> T:

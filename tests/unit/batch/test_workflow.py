@@ -220,7 +220,8 @@ def fingerprint(
 ) -> str:
     kernel = cast(Any, Kernel(candidates))  # Any: a stand-in
     item = Item(kernel, origin, Subject("s", b"", b""), CONTRACT, options=options or {})
-    return item._seek(asked, prompt or planner(CONTRACT)).key
+    prompt = prompt or planner(CONTRACT)
+    return item._seek(asked, prompt, prompt.messages()).key
 
 
 class Wider(Plan):
