@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from twolane.batch.item import Item
+    from twolane.batch.tools import Tool, tool
     from twolane.batch.workflow import Agent, Prompt, Workflow, agent, workflow
     from twolane.domain.document import Document, Quote
     from twolane.domain.money import Money
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Agent": "batch.workflow", "Item": "batch.item", "Prompt": "batch.workflow", "Workflow": "batch.workflow",
-    "agent": "batch.workflow", "workflow": "batch.workflow",
+    "Tool": "batch.tools", "agent": "batch.workflow", "tool": "batch.tools", "workflow": "batch.workflow",
     "Document": "domain.document", "Quote": "domain.document", "Money": "domain.money",
     "BudgetExceeded": "errors", "ConfigError": "errors", "HandoffRefused": "errors", "Killed": "errors",
     "LaneFull": "errors", "Refused": "errors", "SwitchTripped": "errors", "TwolaneError": "errors",
@@ -53,10 +54,12 @@ __all__ = [
     "Refused",
     "RunSummary",
     "SwitchTripped",
+    "Tool",
     "TwolaneError",
     "UpstreamError",
     "Workflow",
     "agent",
+    "tool",
     "workflow",
 ]
 

@@ -127,7 +127,8 @@ class UpstreamSection(Section):
     limit: Limit = Field(default_factory=lambda: Limit(), description="size of the model")
     structured: Literal["json_schema", "json_object", "none"] = Field(
         default="json_schema",
-        description="how the server is asked for JSON that fits a schema; every reply is checked again",
+        description="how the server is asked for JSON that fits a schema; every reply to an agent is checked again. "
+        "Left out, what `doctor upstream` found out counts",
     )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="options of a built-in model, such as pace"

@@ -14,6 +14,7 @@ TwolaneError
 │       └── UpstreamDown    the same, because the upstream is left alone after its failures
 ├── HandoffRefused          agent, problems: the item goes to quarantine
 ├── DocumentRefused         the document cannot be read: the item goes to quarantine
+├── OutOfTime               timeout_s: the item's workflow did not end, and goes to quarantine
 ├── UpstreamError           upstream, status, retryable
 ├── LedgerBroken            first_bad: fatal, nothing more is written
 ├── InvalidEntry            these fields cannot become a leaf
@@ -206,6 +207,20 @@ class DocumentRefused(TwolaneError):
 
     code = "document_refused"
     status = 422
+
+
+class OutOfTime(TwolaneError):
+    """An item took longer than its workflow may; what it paid for is kept."""
+
+    code = "out_of_time"
+    status = 504
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(
+            f"its workflow did not end within {timeout_s:g} s. What it paid for is kept. If it only needs longer, say "
+            "so with @workflow(timeout_s=…), and release the item"
+        )
 
 
 class UpstreamError(TwolaneError):

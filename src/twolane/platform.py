@@ -8,15 +8,21 @@ async with await Platform.open("twolane.toml") as platform:
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from twolane import config as configuration
+from twolane.batch import again
+from twolane.batch import plan as plans
 from twolane.batch import run as runs
+from twolane.batch.plan import Plan
 from twolane.batch.run import RunSummary
 from twolane.batch.worker import Worker
 from twolane.batch.workflow import Workflow
@@ -75,9 +81,11 @@ class Platform:
         options: Mapping[str, str] | None = None,
         reports: str | None = None,
         tenant: str = TENANT,
+        priority: int = 0,
+        due: datetime | None = None,
     ) -> str:
-        """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works
-        on it.
+        """Write a new run over files, folders, documents, rows and queries; its id. Nothing is called before somebody
+        works on it: a worker takes runs of a higher `priority` first, and none before it is `due`.
 
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.
@@ -98,6 +106,8 @@ class Platform:
             budget_pico=pico,
             tenant=tenant,
             reports=Path(reports) if reports else None,
+            priority=priority,
+            due_us=0 if due is None else int(due.timestamp() * 1_000_000),
         )
 
     async def work(
@@ -105,13 +115,19 @@ class Platform:
         run: str,
         *,
         pilot_only: bool = False,
+        may_join: bool = False,
         on_forecast: Callable[[dict[str, object]], None] | None = None,
         flow: Workflow | None = None,
+        leave: asyncio.Event | None = None,
     ) -> RunSummary:
-        """Work on a run in this process until it has ended. `flow` is needed where it cannot be found by its name."""
+        """Work on a run in this process until it has ended, with `may_join` beside those who are at it already. `flow`
+        is needed where it cannot be found by its name. Once `leave` is set nothing new begins here, and the answer
+        comes when what was under way has ended; the run then waits for another worker."""
         row = runs.find(self.kernel, run)
         workflow = flow or runs.load_flow(row["flow"], self._folder())
-        await Worker(self.kernel, workflow, run, pilot_only=pilot_only, on_forecast=on_forecast).run()
+        worker = Worker(self.kernel, workflow, run, pilot_only=pilot_only, may_join=may_join, on_forecast=on_forecast)
+        async with _calling(leave, worker.leave):
+            await worker.run()
         return runs.summary(self.kernel, run)
 
     async def run(
@@ -126,17 +142,80 @@ class Platform:
         run = await self.start(flow, inputs, budget=budget, options=options)
         return await self.work(run, flow=flow if isinstance(flow, Workflow) else None)
 
-    async def prepare_resume(self, run: str, *, quarantined: bool = False) -> None:
-        """Make a run ready to go on: its own switch is reset, and with `quarantined` its refused items are queued
-        again."""
-        runs.find(self.kernel, run)
-        await self.kernel.switches.reset(f"run:{run}", cause="resumed", actor="run resume")
-        if quarantined:
-            await self.kernel.store.write(lambda tx: tx.run("requeue_items", run=run))
+    async def prepare_resume(
+        self, run: str, *, quarantined: bool = False, from_agent: str | None = None, is_queued: bool = False
+    ) -> None:
+        """Make a run ready to go on: its own switch is reset; with `quarantined` its refused items are queued again;
+        `from_agent` and what depends on it are asked again; `is_queued` leaves it to a worker.
+
+        Raises:
+            ConfigError: somebody works on it.
+            NotFound: the agent never answered in this run.
+        """
+        await again.resume(self.kernel, run, again.Resumption(quarantined, from_agent, is_queued))
+
+    async def fork(
+        self,
+        run: str,
+        *,
+        from_agent: str | None = None,
+        options: Mapping[str, str] | None = None,
+        budget: str | None = None,
+        flow: Workflow | None = None,
+    ) -> str:
+        """A new run over the same items, with options changed and what was answered before reused; its id. Without a
+        budget it has the first run's limit, for itself.
+
+        Raises:
+            NotFound: there is no such run, or `from_agent` never answered in it.
+            UsageError: an option or the budget is wrong; nothing was written.
+        """
+        row = runs.find(self.kernel, run)
+        workflow = flow or runs.load_flow(row["flow"], self._folder())
+        changed = _read_options(options or {})
+        _check_options(workflow, {**runs.options_of(row)["with"], **changed})
+        pico = None if budget is None else _budget(budget, self.kernel.config.currency)
+        return await again.fork(self.kernel, run, workflow, from_agent=from_agent, options=changed, budget_pico=pico)
+
+    async def plan(
+        self,
+        flow: str | Workflow,
+        inputs: Sequence[Input],
+        *,
+        options: Mapping[str, str] | None = None,
+        tenant: str = TENANT,
+    ) -> Plan:
+        """What a run over these would call, reuse and pay. Nothing is written, and nothing called.
+
+        Raises:
+            UsageError: the flow, an input or an option is wrong.
+        """
+        name, workflow = self._flow(flow)
+        options = _read_options(options or {})
+        _check_options(workflow, options)
+        return await plans.plan_sources(
+            self.kernel, name, workflow, read_sources(inputs), options=options, tenant=tenant
+        )
+
+    async def plan_run(
+        self, run: str, *, quarantined: bool = False, from_agent: str | None = None, flow: Workflow | None = None
+    ) -> Plan:
+        """What today's code would call for the items of a run; only those in quarantine, or as if `from_agent` were
+        asked again.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        workflow = flow or runs.load_flow(runs.find(self.kernel, run)["flow"], self._folder())
+        return await plans.plan_run(self.kernel, workflow, run, plans.Over(quarantined, from_agent))
 
     async def give_up(self, run: str, reason: str) -> None:
-        """A run that is still queued after its worker ended would be taken again for ever: it has failed."""
-        await self.kernel.store.write(lambda tx: tx.run("fail_queued_run", id=run, reason=reason, now=ledger.now_us()))
+        """A run that no worker of ours can begin, or that kills each of them, would be taken again for ever: it has
+        failed."""
+        owner = runs.find(self.kernel, run)["owner"]
+        if not self.kernel.presence.is_alive(owner):
+            now_us = ledger.now_us()
+            await self.kernel.store.write(lambda tx: tx.run("fail_run", id=run, reason=reason, owner=owner, now=now_us))
 
     def summary(self, run: str) -> RunSummary:
         """What is known of a run now."""
@@ -145,6 +224,10 @@ class Platform:
     async def kill(self, run: str, *, cause: str = "killed by its operator") -> dict[str, object]:
         """Stop a run; the answer comes when its last step is closed."""
         return await runs.kill(self.kernel, run, cause=cause, actor="run kill")
+
+    async def pause(self, run: str, *, actor: str = "run pause") -> dict[str, object]:
+        """Let what is under way come to its end; the answer comes when the run has stopped."""
+        return await runs.pause(self.kernel, run, actor=actor)
 
     def _flow(self, flow: str | Workflow) -> tuple[str, Workflow]:
         if isinstance(flow, Workflow):
@@ -161,6 +244,20 @@ class Platform:
     def verify(self) -> Verdict:
         """Recompute the whole ledger from its leaves."""
         return ledger.verify(self.kernel.store)
+
+
+@asynccontextmanager
+async def _calling(event: asyncio.Event | None, action: Callable[[], None]) -> AsyncIterator[None]:
+    """Inside, `action` is called once the event is set."""
+    if event is None:
+        yield
+        return
+    waiting = asyncio.ensure_future(event.wait())
+    waiting.add_done_callback(lambda future: None if future.cancelled() else action())
+    try:
+        yield
+    finally:
+        waiting.cancel()
 
 
 def verify_store(config: Config) -> Verdict:

@@ -198,6 +198,36 @@ async def test_a_reply_by_tool_is_text() -> None:
     assert (completion.text, completion.finish_reason) == ('{"a":1}', "stop")
 
 
+@pytest.mark.parametrize("is_judged", [True, False])
+async def test_a_model_that_refuses_the_apis_own_means_is_asked_by_a_tool_where_the_reply_is_judged(
+    is_judged: bool,
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "output_config" in orjson.loads(await request.read()):
+            error = {"type": "invalid_request_error", "message": "output_config: Extra inputs are not permitted"}
+            return web.json_response({"type": "error", "error": error}, status=400)
+        use = {"type": "tool_use", "id": "t", "name": "reply", "input": {}}
+        end = event("message_delta", delta={"stop_reason": "tool_use"}, usage={"output_tokens": 3})
+        part = said(0, type="input_json_delta", partial_json='{"a":1}')
+        start = event("content_block_start", index=0, content_block=use)
+        return await streamed(START, start, part, CLOSE, end, STOP)(request)
+
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    call = dataclasses.replace(CALL, schema=ReplySchema("r", schema, is_judged=is_judged))
+    async with serving(answer) as server, opened(server.url) as model:
+        if not is_judged:
+            with pytest.raises(UpstreamError, match="Extra inputs are not permitted"):
+                await model.open(call)
+            assert len(server.bodies) == 1
+            return
+        for requests in (2, 3):  # the second time it is known
+            completion = Completion()
+            async for block in await model.open(call):
+                completion.feed(block)
+            assert (completion.text, completion.finish_reason, len(server.bodies)) == ('{"a":1}', "stop", requests)
+        assert server.bodies[1]["tool_choice"] == {"type": "tool", "name": "reply"}
+
+
 async def test_the_same_dialect_loses_nothing() -> None:
     body = {"model": "auto", "max_tokens": 99, "messages": [], "system": [{"type": "text", "cache_control": {}}]}
     native = Native("anthropic", body, {"anthropic-beta": "a,b", "x-api-key": "tl-ours", "anthropic-version": "1"})

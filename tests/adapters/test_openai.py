@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 import pytest
@@ -361,6 +361,78 @@ async def test_a_refusal_that_only_mentions_a_field_teaches_nothing() -> None:
                 await model.open(CALL)
             assert len(server.bodies) == requests
         assert "stream_options" in server.bodies[2]
+
+
+JUDGED = replace(SCHEMA, is_judged=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "refused", "requests"),
+    [
+        (400, "Invalid schema for response_format 'A_reply___': 'x' is not permitted", {"strict"}, 2),
+        (422, "response_format.type must be 'json_object' or 'text'", {"json_schema"}, 3),
+        (500, "[{'loc': ('body', 'response_format', 'type'), 'msg': 'unexpected value'}]", {"json_schema"}, 3),
+        (400, "This model does not support structured output", {"json_schema", "json_object"}, 4),
+    ],
+)
+async def test_a_server_that_does_not_take_a_schema_is_asked_in_a_weaker_way_and_remembered(
+    status: int, words: str, refused: set[str], requests: int
+) -> None:
+    """Each of these is what a real server says: OpenAI, a proxy, llama-cpp-python, a model of before."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        form = orjson.loads(await request.read()).get("response_format") or {}
+        asked = {form.get("type"), "strict" if form.get("json_schema", {}).get("strict") else ""}
+        if asked & refused:
+            return web.json_response({"error": {"message": words}}, status=status)
+        return web.Response(body=chunk("{}") + DONE, content_type="text/event-stream")
+
+    call = ModelCall(CALL.messages, "m-1", 50, schema=JUDGED)
+    async with serving(answer) as server, opened(server.url) as model:
+        for number in (requests, requests + 1):  # the second time it is known
+            assert [block async for block in await model.open(call)]
+            assert len(server.bodies) == number
+        is_told_in_words = "json_schema" in refused
+        assert (orjson.dumps(SCHEMA.schema).decode() in str(server.bodies[-1]["messages"])) == is_told_in_words
+        other = replace(call, schema=replace(JUDGED, name="another"))
+        assert [block async for block in await model.open(other)]
+        form = server.bodies[requests + 1].get("response_format")
+        assert isinstance(form, dict)
+        assert form["json_schema"]["strict"] is True  # what one schema met says nothing of the next
+
+
+async def test_a_schema_that_nobody_judges_afterwards_is_never_asked_for_in_a_weaker_way() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "response_format is not known"}}, status=400)
+
+    async with serving(answer) as server, opened(server.url) as model:
+        with pytest.raises(UpstreamError, match="response_format is not known"):
+            await model.open(ModelCall(CALL.messages, "m-1", 50, schema=SCHEMA))
+        assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("words", ["the context is too long", "no such model"])
+async def test_a_refusal_of_something_else_is_not_blamed_on_the_schema(words: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": words}}, status=400)
+
+    async with serving(answer) as server, opened(server.url) as model:
+        with pytest.raises(UpstreamError, match=words):
+            await model.open(ModelCall(CALL.messages, "m-1", 50, schema=JUDGED))
+        assert len(server.bodies) == 1
+
+
+async def test_what_refuses_every_way_is_refused_in_the_end() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "bad grammar"}}, status=400)
+
+    async with serving(answer) as server, opened(server.url) as model:
+        with pytest.raises(UpstreamError, match="bad grammar"):
+            await model.open(ModelCall(CALL.messages, "m-1", 50, schema=JUDGED))
+        assert len(server.bodies) == 4
+        with pytest.raises(UpstreamError, match="bad grammar"):
+            await model.open(ModelCall(CALL.messages, "m-1", 50, schema=JUDGED))
+        assert server.bodies[4] == server.bodies[0]  # nothing was learned from it
 
 
 async def test_a_query_in_the_address_goes_with_every_request() -> None:

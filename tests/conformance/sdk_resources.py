@@ -72,7 +72,13 @@ SUITES = (
             r"test_responses.*compact": "the gateway does not write summaries of its own",
             r"test_responses.*with_all_params": "they ask for a kept conversation, in the background: it is not kept",
         },
-        edits={r"(max_(?:completion_)?tokens)=0\b": (r"\1=16", "nobody can be given an answer of 0 tokens")},
+        edits={
+            r"(max_(?:completion_)?tokens)=0\b": (r"\1=16", "nobody can be given an answer of 0 tokens"),
+            r"(responses(?:\.\w+)?\.create\()(\s*(?:stream=True,?\s*)?\))": (
+                r'\1model="model", input="Hello", \2',
+                "they name no model and ask nothing",
+            ),
+        },
         at_v1=True,
     ),
     Suite(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from twolane.batch import run as runs
-from twolane.batch.worker import IN_FLIGHT_PER_SLOT
+from twolane.batch.items import IN_FLIGHT_PER_SLOT
 from twolane.testing import Rehearsal
 
 ITEMS, SLOTS = 40, 4
@@ -83,6 +83,8 @@ asyncio.run(main())
 class Lab:
     """A folder with a store, and processes that work on its run until they are killed."""
 
+    child = CHILD
+
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
         self.run = "new"
@@ -96,7 +98,7 @@ class Lab:
         """A process that goes on with the run; returns when it says that it does."""
         process = self._stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(self.folder), self.run],
+                [sys.executable, "-c", self.child, str(self.folder), self.run],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
@@ -182,3 +184,26 @@ async def test_a_run_that_is_killed_three_times_loses_nothing_and_pays_nothing_t
 @pytest.mark.parametrize("seed", range(2, 9))
 async def test_wherever_the_kills_strike_nothing_is_lost(lab: Lab, seed: int) -> None:
     await survive(lab, seed, kills=4)
+
+
+async def test_an_agent_that_is_asked_again_is_asked_once_for_each_item_whatever_is_killed(lab: Lab) -> None:
+    lab.begin().wait(PATIENCE_S)
+    assert Counter(line.split()[0] for line in lab.requests()) == dict.fromkeys(AGENTS, ITEMS)
+    async with Rehearsal(folder=lab.folder) as platform:
+        await platform.prepare_resume(lab.run, from_agent="extractor")
+    draw, before = random.Random(5), len(lab.requests())
+    killed = lab.kill_after(ITEMS // 3, draw) + lab.kill_after(ITEMS // 4, draw)
+    assert killed
+    lab.finish()
+    asked = Counter(line.split()[0] for line in lab.requests()[before:])
+    assert set(asked) == {"extractor"}, "the same answers again: what follows keeps its memos"
+    async with Rehearsal(folder=lab.folder) as platform:
+        assert platform.summary(lab.run).items == {"total": ITEMS, "done": ITEMS, "quarantined": 0}
+        steps = platform.kernel.store.all("steps_of_run", run=lab.run)
+        paid = Counter((row["item"], row["agent"]) for row in steps if row["status"] == "ok")
+        assert {agent: {count for (_, of), count in paid.items() if of == agent} for agent in AGENTS} == {
+            "planner": {1}, "extractor": {2}, "synthesizer": {1},
+        }  # fmt: skip
+        doubtful = [row for row in steps if row["status"] == "in_doubt"]
+        assert asked["extractor"] - ITEMS <= len(doubtful) <= killed * IN_FLIGHT
+        assert platform.verify().ok

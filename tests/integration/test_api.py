@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +17,9 @@ import aiohttp
 import jsonschema_rs
 import orjson
 import pytest
+from pydantic import BaseModel
 
+from twolane import Document, Item, Platform, Prompt, agent, workflow
 from twolane.config import Config
 from twolane.domain.records import Lane
 from twolane.kernel import Kernel
@@ -39,6 +42,7 @@ class Gateway:
     kernel: Kernel
     http: aiohttp.ClientSession
     url: str
+    server: Server
 
     async def get(self, path: str, key: str = "", *, status: int = 200) -> Any:  # Any: JSON
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -67,7 +71,7 @@ async def gateway(folder: Path) -> AsyncIterator[Gateway]:
         try:
             async with aiohttp.ClientSession() as http:
                 await ready.wait()
-                yield Gateway(kernel, http, f"http://127.0.0.1:{listener.getsockname()[1]}")
+                yield Gateway(kernel, http, f"http://127.0.0.1:{listener.getsockname()[1]}", server)
         finally:
             server.should_exit = True
             await running
@@ -198,7 +202,7 @@ async def test_every_reading_is_as_described(tmp_path: Path) -> None:
             for each in ids if "{" in path and "get" in operations else ("",):
                 if "get" not in operations:
                     continue
-                async with gate.http.get(gate.url + path.replace("{id}", each)) as response:
+                async with gate.http.get(gate.url + path.replace("{id}", each).replace("{run}", each)) as response:
                     check(description, path, "get", response, await response.read())
 
 
@@ -222,6 +226,80 @@ def check(description: Any, path: str, method: str, response: aiohttp.ClientResp
     if response.content_type == "application/json":
         schema = copy.deepcopy(media["schema"]) | {"components": description["components"]}
         jsonschema_rs.validator_for(schema).validate(orjson.loads(body))
+
+
+# ── runs, as events ──
+
+
+class Word(BaseModel):
+    text: str
+
+
+@agent(returns=Word, route="auto")
+def reader(contract: Document) -> Prompt:
+    return Prompt(system="You read.", user="What is it?", context=(contract,), max_tokens=50)
+
+
+@workflow(version="1")
+async def review(contract: Document, do: Item) -> Word:
+    return await do(reader, contract)
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:  # Any: JSON
+    kind = ""
+    async for line in response.content:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, orjson.loads(value)
+
+
+async def test_a_run_is_told_as_events_until_it_is_over_and_to_its_tenant_alone(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as gate:
+        mine, theirs = await create_key(gate.kernel, "legal", "ci"), await create_key(gate.kernel, "sales", "ci")
+        platform = Platform(gate.kernel)
+        documents = [Document(f"c{number}", "A contract.") for number in range(3)]
+        run = await platform.start(review, documents, tenant="legal")
+        path, description = f"/api/v1/runs/{run}/events", describe(ROUTES)
+        for key, status in (("", 401), (theirs, 404)):
+            await gate.get(path, key, status=status)
+        await gate.get("/api/v1/runs/nope/events", mine, status=404)
+        async with gate.http.head(gate.url + path, headers={"authorization": f"Bearer {mine}"}) as response:
+            assert (response.status, response.content_type) == (200, "text/event-stream")
+        async with gate.http.get(gate.url + path, headers={"authorization": f"Bearer {mine}"}) as response:
+            assert response.content_type == "text/event-stream"
+            told = events(response)
+            kind, first = await anext(told)
+            assert (kind, first["status"], first["left_s"]) == ("progress", "queued", None)
+            await platform.work(run, flow=review)
+            rest = [each async for each in told]
+        assert [kind for kind, _ in rest].count("end") == 1
+        kind, last = rest[-1]
+        assert (kind, last["status"], last["items"]["quarantined"]) == ("end", "done", 3)
+        schema = copy.deepcopy(description["components"]["schemas"]["RunProgress"])
+        validator = jsonschema_rs.validator_for(schema | {"components": description["components"]})
+        for state in (first, *(state for _, state in rest)):
+            validator.validate(state)
+        assert gate.kernel.watching.watched == 0
+
+
+async def test_whoever_stops_watching_frees_it_and_a_draining_server_lets_go(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as gate:
+        run = await Platform(gate.kernel).start(review, [Document("c", "A contract.")])
+        watching = gate.kernel.watching
+        async with gate.http.get(f"{gate.url}/api/v1/runs/{run}/events") as response:
+            await anext(events(response))
+            assert watching.watched == 1
+        async with asyncio.timeout(10):
+            while watching.watched:  # the server hears of the hang-up in its own time
+                await asyncio.sleep(0.01)
+        async with gate.http.get(f"{gate.url}/api/v1/runs/{run}/events") as response:
+            told = events(response)
+            await anext(told)
+            gate.server.handle_exit(signal.SIGTERM, None)
+            async with asyncio.timeout(10):
+                assert {kind async for kind, _ in told} <= {"progress"}
 
 
 # ── a stranger's test of the same ──

@@ -257,7 +257,7 @@ async def test_a_refused_handoff_is_repaired_once_with_only_the_problems_quoted(
         first, second = rehearsal.calls("verifier")
         assert second.messages[:-1] == first.messages[:-1]
         added = second.messages[-1].content.removeprefix(first.messages[-1].content)
-        assert added.startswith("\n\nAn earlier reply was refused for these problems; reply again without them:\n- ")
+        assert added.startswith("\n\nAn earlier reply was refused for these problems; reply again without them. ")
         assert "/breaches: 7 is not of type" in added
         assert "because" not in added
         refused, repaired = [leaf for leaf in leaves(platform, summary.run) if leaf["agent"] == "verifier"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,17 @@ def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> Non
     assert (said["interval"], said["pilot"]) == (0.9, 4)
 
 
+def test_a_run_reads_its_items_from_a_database(shell: Shell, contracts: str) -> None:
+    with closing(sqlite3.connect(shell.folder / "register.db")) as database, database:
+        database.execute("CREATE TABLE contract (number INTEGER PRIMARY KEY, text TEXT)")
+        for path in sorted(Path(contracts).glob("*.txt"))[:3]:
+            database.execute("INSERT INTO contract (text) VALUES (?)", [path.read_text()])
+    asked = ("--sql", "SELECT number AS id, text FROM contract", "--database", "sqlite:register.db")
+    started = shell.json("run", "start", "contract-audit", *asked, "--wait")
+    assert started["items"] == {"total": 3, "done": 3, "quarantined": 0}
+    assert sorted(path.name for path in Path(started["reports"]).glob("*.json")) == ["1.json", "2.json", "3.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -136,6 +149,12 @@ def test_the_outside_contract_of_a_forecast(shell: Shell, contracts: str) -> Non
         (("run", "start", "contract-audit", "one.txt", "--with", "policy=@gone.toml"), "gone.toml cannot be read"),
         (("run", "start", "contract-audit", "one.txt", "--tenant", "a/b"), "no name of a tenant"),
         (("run", "start", "contract-audit", "empty"), "there is nothing to read"),
+        (("run", "start", "contract-audit"), "there is nothing to read"),
+        (("run", "start", "contract-audit", "--sql", "SELECT 1 AS id"), "--sql and --database belong together"),
+        (
+            ("run", "start", "contract-audit", "--sql", "DROP TABLE x", "--database", "sqlite:gone.db"),
+            "no file gone.db",
+        ),
         (("run", "list", "--config", "typo.toml"), "did you mean 'store'?"),
         (("run", "list", "--config", "gone.toml"), "there is no such file"),
         (("run", "show", "r0"), "there is no run 'r0'"),
@@ -248,3 +267,130 @@ def test_a_ledger_that_was_changed_ends_with_4(shell: Shell, contracts: str) -> 
     store.close()
     verdict = shell.json("audit", "verify", code=4)
     assert (verdict["ok"], verdict["first_bad"]) == (False, 3)
+
+
+FLOW = """
+from pydantic import BaseModel
+from twolane import Document, Item, Prompt, agent, workflow
+
+class Answer(BaseModel):
+    word: str
+
+@agent(returns=Answer)
+def reader(contract: Document) -> Prompt:
+    return Prompt(system="You read.", user="What is it?", context=(contract,), max_tokens=50)
+
+@agent(returns=Answer)
+def judge(answer: Answer, rules: str) -> Prompt:
+    return Prompt(system="You judge.", user=f"By {rules}: {answer.word}", max_tokens=50)
+
+@workflow(version="1")
+async def review(contract: Document, do: Item) -> Answer:
+    return await do(judge, await do(reader, contract), do.options.get("rules", "law"))
+"""
+REHEARSED = """
+[upstream.model]
+kind = "rehearsal"
+model = "m"
+price = { input = "0.05", output = "0.08" }
+[upstream.bad]
+kind = "rehearsal"
+model = "bad"
+price = { input = "0.05", output = "0.08" }
+options = { reply = "no" }
+[route.auto]
+light = "model"
+"""
+
+
+def test_the_outside_contract_of_a_plan_a_fork_a_diff_and_a_resume(
+    shell: Shell, children: list[subprocess.Popen[str]]
+) -> None:
+    (shell.folder / "twolane.toml").write_text(REHEARSED)
+    (shell.folder / "mine.py").write_text(FLOW)
+    (shell.folder / "in").mkdir()
+    for number in range(3):
+        (shell.folder / "in" / f"c{number}.txt").write_text(f"The price is {number} EUR.")
+    fresh = shell.json("run", "plan", "mine:review", "in")
+    assert (fresh["calls"], fresh["reused"], fresh["cost"], fresh["unshaped"]) == (3, 0, None, 3)
+    first = shell.json("run", "start", "mine:review", "in", "--wait")
+    assert (first["status"], first["calls"]) == ("done", 6)
+    again = shell.json("run", "plan", first["run"])
+    assert (again["calls"], again["reused"], again["cost"]) == (0, 6, "0.00")
+    (shell.folder / "mine.py").write_text(FLOW.replace("You judge.", "You judge mildly."))
+    told = shell.json("run", "plan", "mine:review", "in")
+    assert told.keys() >= {"calls", "reused", "cost", "by_agent"}
+    assert (told["calls"], told["reused"], told["by_agent"]["judge"]["why"]) == (3, 3, {"its prompt changed": 3})
+    assert "3 × its prompt changed" in shell.run("run", "plan", "mine:review", "in").stdout
+    fork = shell.json("run", "fork", first["run"], "--from", "judge", "--with", "rules=policy", "--wait")
+    assert (fork["calls"], fork["reused"]) == (3, 3)
+    diff = shell.json("run", "diff", first["run"], fork["run"])
+    assert diff["by_agent"]["reader"] == {
+        "same": 3, "changed": 0, "only_first": 0, "only_second": 0, "calls": 0, "reused": 3, "cost": "0.00",
+    }  # fmt: skip
+    assert diff["by_agent"]["judge"]["calls"] == 3
+    assert "results" in shell.run("run", "diff", first["run"], fork["run"]).stdout
+    resumed = shell.json("run", "resume", first["run"], "--from", "judge", "--wait")
+    assert resumed.keys() == first.keys()
+    assert resumed["calls"] == 9
+    queued = shell.json("run", "resume", first["run"], "--no-wait")
+    assert (queued["status"], queued["worker"]) == ("queued", False)
+    worker = shell.spawn("work")
+    children.append(worker)
+    shell.until('"status": "done"', "run", "show", first["run"])
+    assert shell.json("run", "resume", first["run"], "--no-wait")["worker"] is True
+    assert shell.run("run", "plan", first["run"], "--with", "a=b").returncode == 2
+    assert shell.run("run", "resume", first["run"], "--from", "jugde").returncode == 2
+    assert shell.json("audit", "verify")["ok"]
+
+
+def test_the_outside_contract_of_the_quarantine(shell: Shell) -> None:
+    (shell.folder / "twolane.toml").write_text(REHEARSED.replace('light = "model"', 'light = "bad"'))
+    (shell.folder / "mine.py").write_text(FLOW)
+    (shell.folder / "c.txt").write_text("The price is 7 EUR.")
+    (shell.folder / "scan.pdf").write_bytes(b"no PDF at all")
+    run = shell.json("run", "start", "mine:review", "c.txt", "scan.pdf", "--wait")["run"]
+    listed = shell.json("quarantine", "list", "--run", run, "--kind", "handoff")
+    assert listed["kinds"] == {"handoff": 1}
+    assert [row.keys() for row in listed["items"]] == [{"run", "item", "agent", "pointer", "problem"}]
+    shown = shell.json("quarantine", "show", run, "c.txt")
+    assert (shown["kind"], shown["agent"], shown["reply"], shown["pointer"]) == ("handoff", "reader", "no", "")
+    assert (shown["step"]["attempt"], shown["step"]["upstream"], shown["step"]["agent"]) == (2, "bad", "reader")
+    assert shell.run("quarantine", "release", "--run", run, "--kind", "handof").returncode == 2
+    assert shell.run("quarantine", "release").returncode == 2
+    released = shell.json("quarantine", "release", "--run", run, "--kind", "handoff", "--route", "model")
+    assert released == {"run": run, "released": ["c.txt"]}
+    done = shell.json("run", "resume", run, "--wait")
+    assert done["items"] == {"total": 2, "done": 0, "quarantined": 2}
+    assert (done["by_agent"]["reader"]["calls"], done["by_agent"]["judge"]["calls"]) == (3, 2)
+    assert shell.json("quarantine", "release", "--run", run, "c.txt", "--route", "model")["released"] == ["c.txt"]
+    assert shell.json("run", "resume", run, "--wait")["items"] == {"total": 2, "done": 1, "quarantined": 1}
+    assert "1 by document" in shell.run("quarantine", "list").stdout
+
+
+def test_a_run_is_watched_in_lines_until_it_has_ended(shell: Shell, children: list[subprocess.Popen[str]]) -> None:
+    slow = REHEARSED.replace("[upstream.bad]", "options = { token_ms = 60 }\n[upstream.bad]")
+    (shell.folder / "twolane.toml").write_text(slow)
+    (shell.folder / "mine.py").write_text(FLOW)
+    (shell.folder / "in").mkdir()
+    for number in range(8):
+        (shell.folder / "in" / f"c{number}.txt").write_text(f"The price is {number} EUR.")
+    run = shell.json("run", "start", "mine:review", "in")["run"]
+    watchers = [shell.spawn("run", "watch", run, "--json"), shell.spawn("run", "watch", run)]
+    worker = shell.spawn("work", "--once")
+    children += [*watchers, worker]
+    told, plain = (watcher.communicate(timeout=40)[0] for watcher in watchers)
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert lines[0]["status"] == "queued"
+    assert [line["status"] for line in lines].count("done") == 1
+    shown = shell.json("run", "show", run)
+    assert lines[-1] == lines[-1] | {**shown, "items": {**shown["items"], "left": 0}}
+    assert [watcher.returncode for watcher in watchers] == [0, 0]
+    assert "queued · 0 of 8 done" in plain
+    assert plain.count(f"run {run} · mine:review · done") == 1
+    (only,) = shell.run("run", "watch", run, "--json").stdout.splitlines()
+    assert json.loads(only)["left_by"] == "it has ended"
+    stopped = shell.json("run", "start", "mine:review", "in", "--budget", "$0.0000001", "--with", "rules=x", "--wait",
+                         code=3)["run"]  # fmt: skip
+    assert shell.run("run", "watch", stopped).returncode == 3
+    assert shell.run("run", "watch", "nope").returncode == 2

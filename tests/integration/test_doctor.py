@@ -22,12 +22,15 @@ from aiohttp import web
 
 from twolane.cli.checkup import Line, State, check_up
 from twolane.config import Config
+from twolane.domain.records import Message, ModelCall
+from twolane.domain.schema import reply_schema
 from twolane.errors import BudgetExceeded, NotFound, SwitchTripped
-from twolane.kernel import Kernel, ledger
+from twolane.kernel import Kernel, _ignores_schemas, ledger
 from twolane.models.rehearsal import Rehearsal
 from twolane.online.counters import read_llama_cpp, read_stats, read_vllm
-from twolane.online.probe import QUESTIONS, Probe, last_probe, probe
+from twolane.online.probe import QUESTIONS, Ball, Probe, _request, last_probe, probe
 from twolane.rules.probing import Load
+from twolane.store.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -182,6 +185,30 @@ async def test_a_bad_server_is_found_out(tmp_path: Path) -> None:
         "reachable": "yes", "streams": "no", "usage": "no", "counts": "unknown", "max_tokens": "unknown",
         "rate_headers": "no", "structured": "no", "stops": "unknown",
     }  # fmt: skip
+
+
+async def test_a_server_that_ignores_schemas_is_told_them_in_words_once_that_was_found_out(
+    tmp_path: Path,
+) -> None:
+    async def asked(kernel: Kernel) -> dict[str, Any]:  # Any: JSON
+        request = _request("up", "structured", ModelCall((Message("user", "x"),), "", 9, schema=reply_schema(Ball)))
+        async with kernel.door.step(request) as answer:
+            await answer.whole()
+        return server.bodies[-1]
+
+    server = Server(keeps_schema=False, token_s=0.001)
+    async with probing(tmp_path, server) as kernel:
+        assert (await asked(kernel))["response_format"]["type"] == "json_schema"
+        assert verdicts(await probe(kernel, "up"))["structured"] == "no"
+        config = kernel.config
+    async with probing(tmp_path, server) as kernel:
+        body = await asked(kernel)
+        assert body["response_format"] == {"type": "json_object"}
+        assert "fits this JSON Schema" in str(body["messages"])
+    as_said = config.upstream["up"].model_copy(update={"structured": "json_schema"})  # a person has the last word
+    with closing(SQLiteStore(tmp_path / "store.db")) as store:
+        assert not _ignores_schemas(store, "up", as_said)
+        assert _ignores_schemas(store, "up", config.upstream["up"])
 
 
 async def test_a_limit_that_is_not_kept_is_seen(tmp_path: Path) -> None:

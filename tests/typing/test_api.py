@@ -34,4 +34,4 @@ def test_the_api_is_typed_as_users_write_it_and_wrong_handoffs_are_errors(reposi
     wrong = [number for number, line in enumerate(lines, 1) if "# type: ignore" in line and not line.startswith('"""')]
     assert sorted({int(error.partition("bare.py:")[2].partition(":")[0]) for error in errors}) == wrong
     assigned = next(error for error in errors if f":{1 + lines.index(BAD)}:" in error)
-    assert 'incompatible type "Agent[[Document], Plan]"; expected "Agent[[Document], Findings]"' in assigned
+    assert 'incompatible type "Agent[[Document], Plan]"; expected "Doable[[Document], Findings]"' in assigned

@@ -15,7 +15,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -33,7 +33,7 @@ log = logging.getLogger("twolane.batch")
 R = TypeVar("R")
 
 APPLICATION, BODY = "twolane", "twolane.chunk"
-VERSION = "chunks-1"  # Written into every row; a worker claims rows of its version only. Changes with `Chunk`'s shape.
+VERSION = "chunks-2"  # Written into every row; a worker claims rows of its version only. Changes with `Chunk`'s shape.
 POLL_S = 0.1  # How often an idle queue looks for work.
 STOP_S = 5.0  # How long a cancelled `work` may clean up before it is left behind.
 UNFINISHED, FAILED = ["ENQUEUED", "PENDING", "DELAYED"], ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
@@ -41,17 +41,23 @@ UNFINISHED, FAILED = ["ENQUEUED", "PENDING", "DELAYED"], ["ERROR", "MAX_RECOVERY
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Items `first` to `last`, both included, by position in the run's order of items. `attempt` counts up."""
+    """Items `first` to `last`, both included, by position in the run's order of items. `attempt` counts up.
+
+    `deaths` of its workers came in a row without a newer answer than the ledger's entry `seen`.
+    """
 
     run: str
     attempt: int
     first: int
     last: int
+    deaths: int = 0
+    seen: int = -1
 
     @property
     def id(self) -> str:
-        """The workflow id: to enqueue the same run, attempt and first position twice is to enqueue once."""
-        return f"{self.run}:{self.attempt}:{self.first}"
+        """The workflow id: to enqueue the same stretch of an attempt twice is to enqueue once."""
+        id = f"{self.run}:{self.attempt}:{self.first}-{self.last}"
+        return f"{id}:{self.deaths}.{self.seen}" if self.deaths else id
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,8 @@ class Queue:
         self._name = f"run.{run}"
         self._loop, self._context = asyncio.get_running_loop(), contextvars.copy_context()
         self._tasks: set[asyncio.Task[Any] | None] = set()  # Any, None: as asyncio.current_task() has it
-        self._is_halted = self._is_closed = False  # Halted: a claimed chunk leaves at once, its row stays as it is.
+        # Halted, or leaving: a claimed chunk leaves at once, its row stays as it is.
+        self._is_halted = self._is_leaving = self._is_closed = False
         self._engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
         sa.event.listen(self._engine, "connect", _set_pragmas)
         # The client asks and writes, without the singleton; DBOS itself only executes.
@@ -139,11 +146,14 @@ class Queue:
         self._is_halted = self._is_closed
         return await self._ask(lambda: self._insert(chunks, priority))
 
-    async def drain(self, *, stall_s: float = 30.0) -> list[FailedChunk]:
+    async def drain(
+        self, *, beside: Callable[[], Awaitable[bool]] | None = None, stall_s: float = 30.0
+    ) -> list[FailedChunk]:
         """Wait until no chunk of this run waits or runs, here or elsewhere; the failed ones of the newest attempt.
 
-        A chunk that belongs to a dead process is waited for until somebody calls `take_over`. `StoreError` also if
-        chunks are there for this process, and for `stall_s` seconds it started none.
+        `beside` is awaited between two looks; it says whether to go on waiting. A chunk that belongs to a dead process
+        is waited for until somebody calls `take_over`. `StoreError` also if chunks are there for this process, and for
+        `stall_s` seconds it started none.
         """
         seen: list[WorkflowStatus] = []
         since = time.monotonic()
@@ -156,17 +166,47 @@ class Queue:
                     f"run {self._run}: {len(ours)} chunks wait ({ours[0]} first) and none was started for "
                     f"{stall_s:.1f} s. What the engine says is in the log of {log.name}"
                 )
+            if beside is not None and not await beside():
+                break
             await asyncio.sleep(POLL_S)
         return await self._ask(self._failed)
 
-    async def take_over(self, alive: Collection[str]) -> int:
-        """Queue again the chunks whose executor is neither in `alive` nor this one; how many there were.
+    async def take_over(
+        self, is_alive: Callable[[str], bool], again: Callable[[Chunk], Awaitable[Sequence[Chunk]]]
+    ) -> int:
+        """Replace the chunks whose executor is dead by what `again` says of each; how many there were.
 
-        Call it from one place at a time, and not beside `cancel`: its two public calls (list, resume) are not one
-        transaction. A process wrongly taken for dead goes on with its chunk, but its outcome is refused.
+        Call it from one place at a time, and not beside `cancel`. A chunk that is cancelled when we die before its
+        successors are queued is missing from the queue: whoever drains it finds items left, and queues them anew. A
+        process wrongly taken for dead goes on with its chunk, but its outcome is refused.
         """
-        living = {self._executor_id, *alive}
-        return await self._ask(lambda: self._requeue(lambda row: row.executor_id not in living))
+        pending = await self._ask(lambda: self._rows(["PENDING"]))
+        executors = {row.executor_id or "" for row in pending} - {self._executor_id}
+        dead = {name for name in executors if not is_alive(name)}
+        lost = [row.workflow_id for row in pending if row.executor_id in dead]
+        if lost:
+            rows = await self._ask(lambda: self._client.list_workflows(workflow_ids=lost))
+            successors = [await again(Chunk(**row.input["args"][0])) for row in rows if isinstance(row.input, dict)]
+            await self._ask(lambda: self._client.cancel_workflows(lost))
+            await self._ask(lambda: self._insert([chunk for each in successors for chunk in each], 0))
+        return len(lost)
+
+    async def clear(self) -> None:
+        """Cancel the chunks that only wait. Those that are worked on, here or elsewhere, go on."""
+        waiting = [row.workflow_id for row in await self._ask(lambda: self._rows(["ENQUEUED", "DELAYED"]))]
+        if waiting:
+            await self._ask(lambda: self._client.cancel_workflows(waiting))
+
+    def leave(self) -> None:
+        """Take no further chunk. Those in flight here come to their end, as `work` sees fit (see `left`); one that
+        raises `CancelledError` is given back by `close`."""
+        self._is_leaving = True
+
+    async def left(self) -> None:
+        """After `leave`: nothing is in flight here any more."""
+        await asyncio.to_thread(_stop_claims)
+        while tasks := [task for task in self._tasks if task is not None]:
+            await asyncio.wait(tasks)
 
     async def cancel(self) -> None:
         """Cancel every chunk of this run, first its row and then its task; returns when the tasks here have ended.
@@ -204,19 +244,22 @@ class Queue:
             raise StoreError(f"run {self._run}: its queue in {self._engine.url.database}: {error}") from error
 
     async def _perform(self, chunk: Chunk) -> str:
-        if self._is_halted:
+        if self._is_ending():
             raise asyncio.CancelledError
         task = asyncio.current_task()
         self._tasks.add(task)
         try:
             return await self._work(chunk)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit) or self._is_halted:
+            if isinstance(error, KeyboardInterrupt | SystemExit) or self._is_ending():
                 raise
             # Killed and CancelledError too: a row that gets no outcome is one that `drain` waits for.
             raise _ChunkError(f"{type(error).__name__}: {error}") from error
         finally:
             self._tasks.discard(task)
+
+    def _is_ending(self) -> bool:
+        return self._is_halted or self._is_leaving
 
     async def _stop_tasks(self) -> None:
         tasks = [task for task in self._tasks if task is not None and task is not asyncio.current_task()]

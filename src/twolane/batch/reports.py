@@ -22,6 +22,8 @@ from twolane.store import Row
 log = logging.getLogger("twolane.batch")
 
 TABLE = "table.csv"
+RUN_REPORT = "report"
+"""Name of the report over all items, of a workflow that reduces."""
 FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 """What spreadsheets begin a formula with, as OWASP lists it."""
 MAX_NAME = 200
@@ -50,10 +52,20 @@ def write_report(files: Mapping[Path, bytes]) -> None:
 
 def report_name(item: str) -> str:
     """An item's id as the name of its files: percent-encoded; a long one ends in a digest instead."""
-    name = quote(item, safe="")
+    name = quote(item, safe="") if item != RUN_REPORT else f"%{ord(item[0]):02X}{item[1:]}"
     if len(name) <= MAX_NAME:
         return name
     return f"{name[: MAX_NAME - 20].rpartition('%')[0]}~{hashlib.sha256(item.encode()).hexdigest()[:16]}"
+
+
+def report_files(folder: Path, item: str) -> tuple[Path, ...]:
+    """The files an item's report may have."""
+    return tuple(folder / f"{report_name(item)}.{kind}" for kind in ("json", "md"))
+
+
+def run_report_paths(folder: Path) -> tuple[Path, Path]:
+    """Where the report over all items lies, as JSON and as Markdown."""
+    return folder / f"{RUN_REPORT}.json", folder / f"{RUN_REPORT}.md"
 
 
 def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:

@@ -22,21 +22,28 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from twolane.batch.item import Common, Item
+from twolane.batch.memo import Steer
 from twolane.batch.workflow import Workflow
 from twolane.config import near
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
-from twolane.domain.records import Subject
+from twolane.domain.records import Origin, Subject
+from twolane.domain.schema import problem_at
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
+from twolane.kernel.progress import status_of
 from twolane.knowledge.ingest import Source
 from twolane.store import Row, Transaction
-from twolane.store.vault import seal
+from twolane.store.vault import seal, unseal
 
 log = logging.getLogger("twolane.batch")
 
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
+
+KINDS = ("handoff", "document", "request", "upstream", "budget", "time", "workflow")
+"""What sends an item to quarantine."""
 
 SLICE = 100
 """Items written in one transaction."""
@@ -116,7 +123,7 @@ def input_of(flow: Workflow, source: Source) -> tuple[bytes | None, Problem | No
         revive_input(flow, source.id, orjson.dumps(row))
     except ValidationError as error:
         first = error.errors()[0]
-        return None, Problem("/" + "/".join(map(str, first["loc"])), first["msg"])
+        return None, problem_at(flow.takes, first["loc"], first["msg"])  # type: ignore[arg-type]  # a pydantic model here
     return orjson.dumps(row), None
 
 
@@ -129,6 +136,44 @@ def revive_input(flow: Workflow, name: str, body: bytes) -> Any:  # Any: what th
     return flow.takes.model_validate(value)  # type: ignore[union-attr]  # the other kind is a pydantic model
 
 
+def open_item(
+    kernel: Kernel,
+    flow: Workflow,
+    run: Row,
+    row: Row,
+    *,
+    is_plan: bool = False,
+    steer: Steer | None = None,
+    common: Common | None = None,
+) -> tuple[Item, Any]:  # Any: the flow's own awaitable
+    """An item of a run about to be worked on, or only walked: its `do`, and what to await. `steer` None is what people
+    decided about it."""
+    body = kernel.store.one("body", id=row["source"])
+    assert body is not None, "a queued item has its source"
+    subject = kernel.vault.subject(body, column="subject")
+    value = revive_input(flow, row["name"], unseal(subject, bytes(body["sealed"])))
+    options = options_of(run)
+    item = Item(
+        kernel,
+        Origin(run["tenant"], run["workflow"], run["id"], row["name"]),
+        subject,
+        value if isinstance(value, Document) else None,
+        options=options["with"],
+        steer=steer or steer_of(kernel, run["id"], row["name"]),
+        draws=options.get("draws", ""),
+        is_plan=is_plan,
+        common=common,
+    )
+    return item, flow.function(value, item)
+
+
+def steer_of(kernel: Kernel, run: str, item: str) -> Steer:
+    """What people decided about an item's steps; what is said of the item itself wins over what is said of all."""
+    rows = kernel.store.all("steered", run=run, item=item)
+    again = {row["agent"]: row["again"] for row in rows if row["again"]}
+    return Steer(again, {row["agent"]: row["route"] for row in rows if row["route"]})
+
+
 async def create(
     kernel: Kernel,
     *,
@@ -139,6 +184,8 @@ async def create(
     budget_pico: int | None,
     tenant: str,
     reports: Path | None = None,
+    priority: int = 0,
+    due_us: int = 0,
 ) -> str:
     """Write a new run with all its items, in a seeded random order. Its id.
 
@@ -158,7 +205,15 @@ async def create(
     now_us = ledger.now_us()
     await kernel.store.write(
         lambda tx: tx.run(
-            "add_run", id=run, tenant=tenant, flow=flow_name, workflow=flow.name, options=kept, created=now_us
+            "add_run",
+            id=run,
+            tenant=tenant,
+            flow=flow_name,
+            workflow=flow.name,
+            options=kept,
+            created=now_us,
+            priority=priority,
+            due=due_us,
         )
     )
     for first in range(0, len(prepared), SLICE):
@@ -198,6 +253,7 @@ def _add_items(
             source=None if body is None else tx.run("add_body", subject=subject.id, sealed=seal(subject, body)),
             status="quarantined" if problem else "queued",
             problems=keep_problems(tx, subject, [problem]) if problem else None,
+            kind="document" if problem else "",
         )
         if problem:
             now_us = ledger.now_us()
@@ -265,11 +321,13 @@ def summary(kernel: Kernel, run: str) -> RunSummary:
     row = find(kernel, run)
     counts = {each["status"]: each["items"] for each in kernel.store.all("count_items", run=run)}
     totals = [dict(each) for each in kernel.store.all("totals_of_run", run=run)]
-    status, reason, seconds = row["status"], row["reason"], row["seconds"]
-    if status == "running" and kernel.presence.is_alive(row["owner"]):
+    status, reason, seconds = status_of(row, kernel.presence.is_alive), row["reason"], row["seconds"]
+    if status == "running":
         seconds += max(0.0, time.time() - row["began"] / 1e6)
-    elif status == "running":
-        status, reason = "stopped", "interrupted: its worker is gone"
+    elif row["status"] == "running" and not row["owner"]:
+        reason = "its worker has left: it waits for another one"
+    elif row["status"] == "running":
+        reason = "interrupted: its worker is gone"
     return RunSummary(
         run=run,
         flow=row["flow"],
@@ -323,10 +381,7 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
         raise ConfigError(f"run {run} is done: there is nothing to stop")
     since = kernel.store.one("count_entries")
     await kernel.switches.trip(f"run:{run}", cause=cause, actor=actor)
-    while find(kernel, run)["status"] == "running" and kernel.presence.is_alive(find(kernel, run)["owner"]):
-        if time.monotonic() - began > patience_s:
-            break
-        await asyncio.sleep(0.01)
+    await _come_to_rest(kernel, run, patience_s)
     now = find(kernel, run)
     if now["status"] in ("queued", "running") and not (now["owner"] and kernel.presence.is_alive(now["owner"])):
         await kernel.store.write(lambda tx: tx.run("stop_run", id=run, reason=f"switch: {cause}", now=ledger.now_us()))
@@ -338,3 +393,37 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
         "stopped_steps": killed["steps"] if killed else 0,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+async def pause(kernel: Kernel, run: str, *, actor: str, patience_s: float = 600.0) -> dict[str, object]:
+    """Let what is under way come to its end and begin nothing new; the answer comes when the run has stopped.
+
+    Raises:
+        ConfigError: the run is not at work.
+    """
+    began, row = time.monotonic(), find(kernel, run)
+    if row["status"] not in ("queued", "running"):
+        raise ConfigError(f"run {run} is {row['status']}: there is nothing to pause")
+    reason = f"paused: by {actor}"
+
+    def work(tx: Transaction) -> None:
+        now_us = ledger.now_us()
+        ledger.append(
+            tx, {"v": 1, "kind": "run", "run": run, "event": "pause asked", "actor": actor[:200], "at_us": now_us}
+        )
+        if not tx.run("ask_stop", id=run, stop=orjson.dumps(["stopped", reason]).decode()):
+            tx.run("stop_queued_run", id=run, reason=reason, now=now_us)
+
+    await kernel.store.write(work)
+    await _come_to_rest(kernel, run, patience_s)
+    return {"run": run, "status": summary(kernel, run).status, "seconds": round(time.monotonic() - began, 3)}
+
+
+async def _come_to_rest(kernel: Kernel, run: str, patience_s: float) -> None:
+    """Wait until nobody works on a run any more."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        row = find(kernel, run)
+        if row["status"] != "running" or not kernel.presence.is_alive(row["owner"]):
+            return
+        await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ _COMMANDS = {
     "demo": "watch the whole story: 24 contracts, a crash, a resume, a changed agent",
     "init": "write a commented twolane.toml",
     "ask": "one online request, streamed",
-    "run": "batch: forecast, start, list, show, watch, resume, kill",
+    "run": "batch: forecast, plan, start, list, show, watch, resume, fork, diff, kill",
     "quarantine": "items that wait for a person: list, show, release",
     "work": "a worker for runs that were started without --wait",
     "serve": "the gateway",

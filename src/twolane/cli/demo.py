@@ -21,9 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from twolane import config as configuration
+from twolane.cli.lines import forecast_lines
 from twolane.cli.output import new_app, run
-from twolane.cli.progress import Progress
-from twolane.cli.run import forecast_lines
+from twolane.cli.progress import Screen
 from twolane.domain.money import decimal_string
 from twolane.errors import TwolaneError, UsageError
 from twolane.flows.scoring import score
@@ -152,15 +152,15 @@ def _start_and_kill(home: Path, contracts: Path, *, until: int) -> str:
 async def _watch(platform: Platform, worker: subprocess.Popen[str], known: Set[str], *, until: int) -> str:
     """Draw the run that is not among `known` until `until` of its items have ended, or its worker has; its id."""
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress()) if sys.stderr.isatty() else None
+        screen = stack.enter_context(Screen()) if sys.stderr.isatty() else None
         shown = -1
         while True:
             rows = [row for row in platform.kernel.store.all("runs", count=10) if row["id"] not in known]
             summary = platform.summary(rows[0]["id"]) if rows else None
             if summary is not None:
                 ended = summary.items["done"] + summary.items["quarantined"]
-                if progress is not None:
-                    progress.show(summary)
+                if screen is not None:
+                    screen.show(platform.kernel.watching.look(summary.run))
                 elif ended // 6 > shown // 6:
                     shown = ended
                     print(f"  {ended} of {summary.items['total']} contracts, {summary.calls} calls, "

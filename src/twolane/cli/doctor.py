@@ -53,6 +53,8 @@ async def _probe(config: Config, name: str) -> Probe:
 
     # The others' secrets may be missing: that is for `twolane doctor` to say.
     only = {each: section for each, section in config.upstream.items() if each == name or section.url is None}
+    if name in only:  # said and not left to what was found before: what is configured is what is probed
+        only[name] = only[name].model_copy(update={"structured": only[name].structured})
     kernel = await Kernel.open(config if name not in only else config.model_copy(update={"upstream": only}))
     try:
         return await probe(kernel, name)

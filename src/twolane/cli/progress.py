@@ -1,85 +1,66 @@
-"""A run's progress on a terminal: done, rate, time left, money. Rich is imported here and nowhere else."""
+"""A run's progress on a terminal: items, agents, rate, money, time left. Rich is imported here and nowhere else."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from twolane.batch.run import RunSummary
-from twolane.platform import Platform
+from twolane.cli.lines import forecast_lines, progress_parts
+from twolane.cli.output import plain
+from twolane.kernel.progress import Progress, Watching
 
-TICK_S = 0.1
+BAR = 40
+"""Characters of the bar."""
 
 
-class Progress:
-    """One bar for one run; used as a context manager, fed by `follow` or `show`."""
+class Screen:
+    """One run, drawn in place; used as a context manager, fed by `follow` or `show`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[money]}"),
-            console=console or Console(stderr=True),
-            refresh_per_second=10,
-        )
-        self._task = self._bar.add_task("waiting", total=None, rate="", left="", money="")
-        self._began = time.monotonic()
-        self._first: int | None = None
-        self._forecast = ""
+        self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def forecast(self, said: Mapping[str, object]) -> None:
-        """Show what the pilot said, above the bar."""
-        from twolane.cli.run import forecast_lines
-
+        """Show what the pilot said, above the run."""
         for line in forecast_lines(said):
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._live.console.print(line, highlight=False, markup=False)
 
-    def show(self, summary: RunSummary) -> None:
+    def show(self, progress: Progress) -> None:
         """Draw the run as it is now."""
-        ended = summary.items["done"] + summary.items["quarantined"]
-        self._first = ended if self._first is None else self._first
-        rate = (ended - self._first) / max(1e-9, time.monotonic() - self._began)
-        left = (summary.items["total"] - ended) / rate if rate > 0 else None
-        quarantined = f", {summary.items['quarantined']} in quarantine" if summary.items["quarantined"] else ""
-        self._bar.update(
-            self._task,
-            description=summary.status,
-            total=summary.items["total"],
-            completed=ended,
-            rate=f"{rate:.1f}/s" if rate else "",
-            left="" if left is None or summary.status != "running" else f"{left:.0f} s left",
-            money=f"{_money(summary)}{quarantined}",
-        )
+        self._live.update(drawing(progress), refresh=True)
 
-    async def follow(self, platform: Platform, run: str) -> None:
-        """Draw until the run has ended."""
-        while True:
-            summary = platform.summary(run)
-            self.show(summary)
-            if summary.status not in ("queued", "running"):
-                return
-            await asyncio.sleep(TICK_S)
+    async def follow(self, watching: Watching, run: str) -> None:
+        """Draw until the run is over."""
+        async with aclosing(watching.follow(run)) as states:
+            async for progress in states:
+                self.show(progress)
 
 
-def _money(summary: RunSummary) -> str:
-    whole, _, digits = summary.cost.partition(".")
-    return f"{whole}.{digits[:6]} {summary.currency}"
+def drawing(progress: Progress) -> RenderableType:
+    """A bar, what is said of the run, and a line for each agent."""
+    items = progress.items
+    ended = items["done"] + items["quarantined"]
+    bar = ProgressBar(total=max(1, items["total"]), completed=ended, width=BAR)
+    agents = Table(box=None, pad_edge=False)
+    for name in ("agent", "done", "running", "reused", "refused", "failed"):
+        agents.add_column(name, justify="left" if name == "agent" else "right")
+    for name, each in progress.agents.items():
+        figures = (each.done, each.running, each.reused, each.refused, each.failed)
+        agents.add_row(Text(plain(name or "?")), *(str(figure) for figure in figures))
+    return Group(bar, Text(" · ".join(progress_parts(progress))), agents)

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated
 
+import orjson
 import typer
 
+from twolane.batch import again
+from twolane.batch import run as runs
+from twolane.batch.diff import compare
 from twolane.batch.run import RunSummary
+from twolane.cli.lines import diff_lines, forecast_lines, plan_lines, progress_line, summary_lines
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, plain, run, run_worker, table
 from twolane.domain.money import decimal_string
 from twolane.errors import UsageError
+from twolane.kernel.progress import status_of
+from twolane.knowledge.ingest import Input
+from twolane.knowledge.query import Query
 from twolane.platform import Platform
 
-app = new_app("Batch runs: forecast, start, list, show, watch, resume, kill.")
+app = new_app("Batch runs: forecast, plan, start, list, show, watch, resume, fork, diff, kill.")
 
-Inputs = Annotated[list[str], typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Inputs = Annotated[list[str] | None, typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
+Sql = Annotated[str | None, typer.Option(help="rows of a database as inputs: a SELECT that gives an id for each")]
+Database = Annotated[
+    str | None, typer.Option(help="where --sql asks: sqlite:PATH, postgresql://HOST/NAME, or env:NAME that holds it")
+]
 Flow = Annotated[str, typer.Argument(help="a built-in flow (contract-audit) or module:function")]
 With = Annotated[list[str] | None, typer.Option("--with", help="an option of the flow: key=value, or key=@FILE")]
+INSTANTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="print JSON objects, one a line")]
+LINE_S = 1.0
+"""Least time between two lines of `run watch`."""
 RunId = Annotated[str, typer.Argument(help="the run's id")]
 
 
 @app.command()
 def start(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the run may spend, like '$5'")] = None,
     with_: With = None,
     wait: Annotated[bool, typer.Option("--wait", help="work on it here and now, until it ends")] = False,
@@ -35,6 +55,8 @@ def start(
         str | None, typer.Option(help="folder of the reports; else reports/RUN beside the store")
     ] = None,
     tenant: Annotated[str, typer.Option(help="whose run it is")] = "default",
+    priority: Annotated[int, typer.Option(help="workers take runs of a higher one first")] = 0,
+    at: Annotated[datetime | None, typer.Option(help="not before this instant, in UTC", formats=INSTANTS)] = None,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -43,14 +65,18 @@ def start(
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
             identity = await platform.start(
-                flow, inputs, budget=budget, options=_options(with_), reports=reports, tenant=tenant
+                flow,
+                _inputs(inputs, sql, database),
+                budget=budget,
+                options=_options(with_),
+                reports=reports,
+                tenant=tenant,
+                priority=priority,
+                due=at.replace(tzinfo=UTC) if at else None,
             )
             if wait:
-                return _show(await _work(platform, identity, is_json=is_json), is_json)
-            summary = platform.summary(identity)
-            workers = "a worker must run: twolane work"
-            emit(is_json, summary.fields(), [f"run {identity} is queued: {summary.items['total']} items; {workers}"])
-            return 0
+                return _show(await _work(platform, identity, is_json=is_json, may_join=True), is_json)
+            return _show_queued(platform, identity, is_json)
 
     raise typer.Exit(run_worker(go()))
 
@@ -58,7 +84,9 @@ def start(
 @app.command()
 def forecast(
     flow: Flow,
-    inputs: Inputs,
+    inputs: Inputs = None,
+    sql: Sql = None,
+    database: Database = None,
     budget: Annotated[str | None, typer.Option(help="the most the pilot may spend")] = None,
     with_: With = None,
     config: ConfigOption = None,
@@ -68,7 +96,9 @@ def forecast(
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            identity = await platform.start(flow, inputs, budget=budget, options=_options(with_))
+            identity = await platform.start(
+                flow, _inputs(inputs, sql, database), budget=budget, options=_options(with_)
+            )
             summary = await platform.work(identity, pilot_only=True)
             if summary.forecast is None:
                 return _show(summary, is_json)
@@ -79,10 +109,48 @@ def forecast(
 
 
 @app.command()
+def plan(
+    what: Annotated[str, typer.Argument(metavar="FLOW|RUN", help="a flow with its inputs, or the id of a run")],
+    inputs: Annotated[list[str] | None, typer.Argument(help="files and folders; none for a run")] = None,
+    with_: With = None,
+    from_agent: Annotated[
+        str | None, typer.Option("--from", help="of a run: as if this agent were asked again")
+    ] = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="of a run: only its refused items")] = False,
+    tenant: Annotated[str, typer.Option(help="whose run it would be")] = "default",
+    config: ConfigOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """What would be called, reused and paid, and why. Nothing is called. Of a run: all its items with today's code."""
+
+    async def go() -> None:
+        async with await Platform.open(load_config(config)) as platform:
+            if inputs:
+                if from_agent or quarantined:
+                    raise UsageError("--from and --quarantined are for the plan of a run, which has no inputs")
+                said = await platform.plan(what, inputs, options=_options(with_), tenant=tenant)
+            elif with_:
+                raise UsageError(
+                    "a run's options are fixed", hint=f"Change them in a copy: twolane run fork {what} --with …"
+                )
+            else:
+                said = await platform.plan_run(what, quarantined=quarantined, from_agent=from_agent)
+            emit(is_json, said.fields(), lambda: plan_lines(said))
+
+    run(go())
+
+
+@app.command()
 def resume(
     identity: RunId,
     quarantined: Annotated[bool, typer.Option("--quarantined", help="try its refused items again too")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="work on it here and now (the default)")] = True,
+    from_agent: Annotated[
+        str | None,
+        typer.Option("--from", help="ask this agent again for every item (with --quarantined: the refused ones)"),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="work on it here and now, or leave it to a worker")
+    ] = True,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -90,19 +158,60 @@ def resume(
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            await platform.prepare_resume(identity, quarantined=quarantined)
+            await platform.prepare_resume(identity, quarantined=quarantined, from_agent=from_agent, is_queued=not wait)
+            if not wait:
+                return _show_queued(platform, identity, is_json)
             return _show(await _work(platform, identity, is_json=is_json), is_json)
 
     raise typer.Exit(run_worker(go()))
 
 
-@app.command(hidden=True)
-def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
-    """Work on a queued run as it is: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
+@app.command()
+def fork(
+    identity: RunId,
+    from_agent: Annotated[str | None, typer.Option("--from", help="ask this agent anew, whether or not it was")] = None,
+    with_: With = None,
+    budget: Annotated[str | None, typer.Option(help="the most it may spend; else as much as the first run")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="work on it here and now, until it ends")] = False,
+    config: ConfigOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """A new run over the same items, with options changed. What was answered before is reused."""
 
     async def go() -> int:
         async with await Platform.open(load_config(config)) as platform:
-            return _show(await platform.work(identity), is_json)
+            fresh = await platform.fork(identity, from_agent=from_agent, options=_options(with_), budget=budget)
+            if not wait:
+                return _show_queued(platform, fresh, is_json)
+            return _show(await _work(platform, fresh, is_json=is_json), is_json)
+
+    raise typer.Exit(run(go()))
+
+
+@app.command()
+def diff(
+    first: RunId,
+    second: Annotated[str, typer.Argument(help="the run that is held against it")],
+    config: ConfigOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Whose results and which agents' answers differ between two runs, and at what cost."""
+
+    async def go() -> None:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
+            told = compare(platform.kernel, first, second)
+            emit(is_json, told.fields(), lambda: diff_lines(told))
+
+    run(go())
+
+
+@app.command(hidden=True)
+def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
+    """Work on a run beside others: what `twolane work` starts for each. Unlike `resume` it resets no switch."""
+
+    async def go() -> int:
+        async with await Platform.open(load_config(config)) as platform:
+            return _show(await platform.work(identity, may_join=True, leave=_told_to_leave()), is_json)
 
     raise typer.Exit(run_worker(go()))
 
@@ -121,7 +230,7 @@ def list_(
                 {
                     "run": row["id"],
                     "flow": row["flow"],
-                    "status": row["status"],
+                    "status": status_of(row, platform.kernel.presence.is_alive),
                     "started": _instant(row["started"]),
                     "items": row["items"],
                     "cost": decimal_string(row["cost_pico"]),
@@ -148,14 +257,16 @@ def show(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fal
 
 
 @app.command()
-def watch(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
-    """Follow a run until it ends."""
+def watch(identity: RunId, config: ConfigOption = None, is_json: JsonLinesOption = False) -> None:
+    """Follow a run until it ends: its agents, its pace, its money, and how long it still takes."""
 
     async def go() -> int:
         async with await Platform.open(load_config(config), can_call=False) as platform:
-            summary = platform.summary(identity)
-            if summary.status in ("queued", "running"):
-                await _follow(platform, identity, is_json=is_json)
+            runs.find(platform.kernel, identity)
+            if is_json:
+                await _tell(platform, identity)
+                return platform.summary(identity).exit_code
+            await _follow(platform, identity)
             return _show(platform.summary(identity), is_json)
 
     raise typer.Exit(run(go()))
@@ -181,32 +292,70 @@ def kill(
     run(go())
 
 
-async def _work(platform: Platform, identity: str, *, is_json: bool) -> RunSummary:
-    """Work on a run, drawing its progress where somebody watches."""
-    if is_json or not sys.stderr.isatty():
-        return await platform.work(identity)
-    from twolane.cli.progress import Progress
+def _told_to_leave() -> asyncio.Event:
+    """Set by SIGTERM: begin nothing new, and leave when what is under way has ended."""
+    leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
+    return leave
 
-    with Progress() as progress:
-        follower = asyncio.ensure_future(progress.follow(platform, identity))
+
+@app.command()
+def pause(identity: RunId, config: ConfigOption = None, is_json: JsonOption = False) -> None:
+    """Begin nothing new, and stop when what is under way has ended: nothing is cut off. `resume` goes on from there."""
+
+    async def go() -> None:
+        async with await Platform.open(load_config(config), can_call=False) as platform:
+            answer = await platform.pause(identity)
+            lines = [f"run {identity}: {answer['status']}", f"Go on with: twolane run resume {identity}"]
+            emit(is_json, answer, lines)
+
+    run(go())
+
+
+async def _work(platform: Platform, identity: str, *, is_json: bool, may_join: bool = False) -> RunSummary:
+    """Work on a run, drawing its progress where somebody watches."""
+    leave = _told_to_leave()
+    if is_json or not sys.stderr.isatty():
+        return await platform.work(identity, may_join=may_join, leave=leave)
+    from twolane.cli.progress import Screen
+
+    with Screen() as screen:
+        follower = asyncio.ensure_future(screen.follow(platform.kernel.watching, identity))
         try:
-            return await platform.work(identity, on_forecast=progress.forecast)
+            return await platform.work(identity, may_join=may_join, on_forecast=screen.forecast, leave=leave)
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
-            progress.show(platform.summary(identity))
+            screen.show(platform.kernel.watching.look(identity))
 
 
-async def _follow(platform: Platform, identity: str, *, is_json: bool) -> None:
-    if is_json or not sys.stderr.isatty():
-        # The run may be another process's: only the store tells.
-        while platform.summary(identity).status in ("queued", "running"):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+async def _follow(platform: Platform, identity: str) -> None:
+    """Draw on a terminal; else a line whenever something has changed, and no more than one each second."""
+    watching = platform.kernel.watching
+    if sys.stdout.isatty():
+        from twolane.cli.progress import Screen
+
+        with Screen() as screen:
+            await screen.follow(watching, identity)
         return
-    from twolane.cli.progress import Progress
+    told, last = "", float("-inf")
+    async with aclosing(watching.follow(identity)) as states:
+        async for progress in states:
+            line = progress_line(progress)
+            if not progress.is_over and line != told and time.monotonic() - last >= LINE_S:
+                told, last = line, time.monotonic()
+                print(plain(line), flush=True)
 
-    with Progress() as progress:
-        await progress.follow(platform, identity)
+
+async def _tell(platform: Platform, identity: str) -> None:
+    """One JSON object a line; the last one also has every field of the run's summary."""
+    async with aclosing(platform.kernel.watching.follow(identity)) as states:
+        async for progress in states:
+            line = progress.line
+            if progress.is_over:
+                line = orjson.dumps({**platform.summary(identity).fields(), **progress.fields()})
+            sys.stdout.write(line.decode() + "\n")
+            sys.stdout.flush()
 
 
 def _show(summary: RunSummary, is_json: bool) -> int:
@@ -214,49 +363,19 @@ def _show(summary: RunSummary, is_json: bool) -> int:
     return summary.exit_code
 
 
-def summary_lines(summary: RunSummary) -> list[str]:
-    """A run's summary for people."""
-    items, tokens = summary.items, summary.tokens
-    lines = [
-        f"run {summary.run} · {summary.flow} · {summary.status}" + (f" ({summary.reason})" if summary.reason else ""),
-        f"  items    {items['done']} done, {items['quarantined']} in quarantine, of {items['total']}",
-        f"  calls    {summary.calls} left the house, {summary.reused} answered from memos",
-        f"  tokens   {tokens['input']:,} in, {tokens['output']:,} out",
-        f"  cost     {summary.cost} {summary.currency} in {summary.seconds:.1f} s at work",
-        f"  budget   {summary.budget} {summary.currency}" if summary.budget else "  budget   none of its own: no limit",
-    ]
-    agents = [
-        [name or "?", str(each["calls"]), str(each["reused"]), str(each["refused"]), str(each["cost"])]
-        for name, each in summary.by_agent.items()
-    ]
-    if agents:
-        lines += ["  " + line for line in table(agents, head=("agent", "calls", "reused", "refused", "cost"))]
-    if items["done"]:
-        lines.append(f"  reports  {summary.reports}")
-    if items["quarantined"]:
-        lines.append(f"  look at  twolane quarantine list --run {summary.run}")
-    if summary.status in ("stopped", "failed"):
-        lines.append(f"  go on    twolane run resume {summary.run}")
-    return lines
+def _show_queued(platform: Platform, identity: str, is_json: bool) -> int:
+    """A run that waits for a worker, and whether one is there."""
+    summary, is_there = platform.summary(identity), again.has_worker(platform.kernel)
+    who = "a worker takes it" if is_there else "no worker is there to take it: twolane work"
+    line = f"run {identity} is queued: {summary.items['total']} items; {who}"
+    emit(is_json, {**summary.fields(), "worker": is_there}, [line])
+    return 0
 
 
-def forecast_lines(said: Mapping[str, object]) -> list[str]:
-    """A forecast for people, with what it rests on."""
-    cost, seconds = said["cost"], said["seconds"]
-    assert isinstance(cost, dict)
-    assert isinstance(seconds, dict)
-    share = round(float(str(said["interval"])) * 100)
-    return [
-        f"forecast from {said['pilot']} of {said['items']} items (rough: mean and spread of a pilot, {share} %)",
-        f"  calls    {said['calls']}",
-        f"  cost     {_short(cost['mid'])} {said['currency']}  ({_short(cost['low'])} to {_short(cost['high'])})",
-        f"  seconds  {seconds['mid']:.1f}  ({seconds['low']:.1f} to {seconds['high']:.1f})",
-    ]
-
-
-def _short(amount: str) -> str:
-    whole, _, digits = amount.partition(".")
-    return f"{whole}.{digits[:6]}"
+def _inputs(paths: list[str] | None, sql: str | None, database: str | None) -> list[Input]:
+    if (sql is None) != (database is None):
+        raise UsageError("--sql and --database belong together: what to ask, and where")
+    return [*(paths or ()), *([Query(sql, database)] if sql is not None and database is not None else ())]
 
 
 def _options(pairs: list[str] | None) -> dict[str, str]:

@@ -15,6 +15,8 @@ from twolane.domain.records import Usage
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """A single event larger than this is not a completion chunk; the stream is broken off."""
+MAX_TEXT_CHARS = 16 * 1024 * 1024
+"""No answer is longer; an upstream that never ends its own is not read for ever."""
 
 
 _OWN = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation", "anthropic"})
@@ -108,7 +110,11 @@ def _count(value: object) -> int | None:
 
 @dataclass
 class Completion:
-    """A completion as it grows, first choice only for `text`; all choices in `choices`."""
+    """A completion as it grows, first choice only for `text`; all choices in `choices`.
+
+    Texts are kept as the pieces they came in and put together when they are asked for: to lengthen the whole with each
+    piece took 3 s for an answer of 100,000 pieces.
+    """
 
     finish_reason: str | None = None
     usage: Usage | None = None
@@ -117,13 +123,15 @@ class Completion:
     model: str = ""
     is_done: bool = False
     """True once `[DONE]` was read: without it the answer was cut off."""
-    choices: dict[int, dict[str, object]] = field(default_factory=dict)
     events: list[Mapping[str, object]] = field(default_factory=list)
     """The upstream's own events, where the call was native and they stand beside the chunks."""
     further: dict[str, object] = field(default_factory=dict)
     """What else its chunks said about the answer: `system_fingerprint`, `service_tier`, fields of one server alone."""
     _reader: EventReader = field(default_factory=EventReader)
-    _parts: list[str] = field(default_factory=list)
+    _choices: dict[int, dict[str, object]] = field(default_factory=dict)
+    _pieces: dict[tuple[int, str], list[str]] = field(default_factory=dict)
+    """By choice and field of its message."""
+    _chars: int = 0
 
     def feed(self, block: bytes) -> None:
         """Read one block of the stream.
@@ -141,9 +149,32 @@ class Completion:
     @property
     def text(self) -> str:
         """What the first choice has said so far."""
-        if len(self._parts) > 1:
-            self._parts = ["".join(self._parts)]
-        return self._parts[0] if self._parts else ""
+        return self._joined((0, "content"))
+
+    @property
+    def choices(self) -> dict[int, dict[str, object]]:
+        """Every choice by its index, as far as it has come."""
+        for index, name in self._pieces:
+            message = self._choices[index]["message"]
+            assert isinstance(message, dict)
+            message[name] = self._joined((index, name))
+        return self._choices
+
+    def _joined(self, place: tuple[int, str]) -> str:
+        pieces = self._pieces.get(place, [])
+        if len(pieces) > 1:
+            pieces[:] = ["".join(pieces)]
+        return pieces[0] if pieces else ""
+
+    def _lengthen(self, message: dict[str, object], place: tuple[int, str], part: str) -> None:
+        pieces = self._pieces.get(place)
+        if pieces is None:
+            before = message.setdefault(place[1], None)  # its place among the fields; its text comes with `choices`
+            pieces = self._pieces[place] = [before] if isinstance(before, str) else []
+        pieces.append(part)
+        self._chars += len(part)
+        if self._chars > MAX_TEXT_CHARS:
+            raise EventError(f"an answer of more than {MAX_TEXT_CHARS:,} characters")
 
     def _read(self, chunk: dict[str, object]) -> None:
         if not (self.id and self.model and self.created):
@@ -165,18 +196,17 @@ class Completion:
     def _merge(self, choice: dict[str, object]) -> None:
         index = choice.get("index")
         index = index if isinstance(index, int) else 0
-        whole = self.choices.get(index)
+        whole = self._choices.get(index)
         if whole is None:
-            whole = self.choices[index] = {"index": index, "message": {"role": "assistant", "content": None}}
+            whole = self._choices[index] = {"index": index, "message": {"role": "assistant", "content": None}}
         if not choice.keys() <= _CHOICE:
             whole |= {name: value for name, value in choice.items() if name not in _CHOICE and value is not None}
         message = whole["message"]
         assert isinstance(message, dict)
         delta = choice.get("delta")
-        if index == 0 and isinstance(delta, dict) and len(delta) == 1 and isinstance(word := delta.get("content"), str):
-            before = message["content"]  # a piece of text alone, as most deltas are
-            message["content"] = before + word if isinstance(before, str) else _grown(before, word)
-            self._parts.append(word)
+        word = delta.get("content") if isinstance(delta, dict) and len(delta) == 1 else None
+        if isinstance(word, str) and isinstance(message.get("content") or "", str):
+            self._lengthen(message, (index, "content"), word)  # a piece of text alone, as most deltas are
             delta = None
         for name, part in (delta if isinstance(delta, dict) else {}).items():
             if name == "tool_calls" and isinstance(part, list):
@@ -185,10 +215,12 @@ class Completion:
                 _merge_tool_calls(calls, part)
             elif name == "role":
                 message["role"] = part or message["role"]
+            elif isinstance(part, str) and isinstance(message.get(name) or "", str):
+                self._lengthen(message, (index, name), part)
             elif part is not None:
-                message[name] = _grown(message.get(name), part)
-                if name == "content" and index == 0 and isinstance(part, str):
-                    self._parts.append(part)
+                before = self._joined((index, name)) or message.get(name)
+                self._pieces.pop((index, name), None)
+                message[name] = _grown(before, part)
         if choice.get("logprobs"):
             _merge_logprobs(whole, choice["logprobs"])
         if choice.get("finish_reason"):

@@ -66,6 +66,8 @@ class ReplySchema:
     schema: Mapping[str, object]
     is_strict: bool = True
     """Ask servers that can for replies that keep to it to the letter."""
+    is_judged: bool = False
+    """Whoever asks checks the reply itself: a server that does not take the schema may be asked in a weaker way."""
 
     @cached_property
     def text(self) -> bytes:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import orjson
+
 from twolane.config import ANTHROPIC_URL, Config, UpstreamSection, near, resolve_secret
 from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
@@ -16,6 +18,7 @@ from twolane.kernel import ledger
 from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
+from twolane.kernel.progress import Watching
 from twolane.kernel.step import Answer, Door, House, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
@@ -68,6 +71,9 @@ class Kernel:
         except BaseException:
             store.close()
             raise
+        for name, section in sections.items():
+            if name not in (models or {}) and _ignores_schemas(store, name, section):
+                upstreams[name] = _upstream(name, section.model_copy(update={"structured": "json_object"}), None)
         switches = Switches(store)
         treasury = Treasury(
             store,
@@ -101,6 +107,7 @@ class Kernel:
             last_first.callback(self.door.close)
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
+            last_first.callback(self.watching.close)
 
     def route(self, name: str, origin: Origin, *, lane: Lane, agent: str = "") -> Route:
         """Decide for a name that a client or an agent gives: a route, else an upstream itself.
@@ -129,6 +136,11 @@ class Kernel:
             else:
                 fixed[name] = routing.decide(name, light=section.light, rules=(), fallback=section.fallback, facts={})
         return fixed
+
+    @cached_property
+    def watching(self) -> Watching:
+        """The runs that are watched in this process."""
+        return Watching(self.store, is_alive=self.presence.is_alive, currency=self.config.currency)
 
     def candidates(self, name: str) -> Sequence[Mapping[str, object]]:
         """The models a route may choose, by kind and name: what a fingerprint holds of it."""
@@ -220,6 +232,15 @@ class Kernel:
 def _is_template(scope: str) -> bool:
     """A configured budget that covers many scopes: each run, each item, a workflow of every tenant."""
     return scope in ("run", "item", "default") or scope.startswith("workflow:")
+
+
+def _ignores_schemas(store: SQLiteStore, name: str, section: UpstreamSection) -> bool:
+    """Whether the newest probe found that this server does not keep to a schema it is asked for, and the configuration
+    leaves the way open. Some take the field and ignore it: then the schema has to be told in words."""
+    row = store.one("last_probe", upstream=name)
+    if row is None or "structured" in section.model_fields_set or row["model"] != (section.model or name):
+        return False
+    return any(what == "structured" and verdict == "no" for what, verdict, _ in orjson.loads(row["findings"]))
 
 
 def _upstream(name: str, section: UpstreamSection, model: Model | None) -> Upstream:

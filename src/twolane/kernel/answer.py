@@ -82,6 +82,11 @@ class Answer:
         return self.meter.ttft_us
 
     @property
+    def attempt(self) -> int:
+        """The number of the attempt that answers."""
+        return self.meter.attempt()
+
+    @property
     def upstream_headers(self) -> Mapping[str, str]:
         """What the upstream said beside its answer: response headers by lower-case name."""
         return self.stream.headers

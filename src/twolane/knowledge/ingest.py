@@ -1,4 +1,5 @@
-"""Files → documents. Text, Markdown, PDF with a text layer, JSON lines (plain or gzipped), CSV, and folders of these.
+"""Files → documents. Text, Markdown, PDF with a text layer, JSON lines (plain or gzipped), CSV, folders of these, and
+rows of a database (`query`).
 
 What cannot be read is told apart: an argument that is wrong (a missing file, a broken JSON line) stops before anything
 starts; a document that is wrong (empty, scanned, too large, not UTF-8) becomes a source with its `problem`, so that its
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 
 from twolane.domain.document import Document
 from twolane.errors import DocumentRefused, UsageError
+from twolane.knowledge.query import Query, read_rows
 
 MAX_BYTES = 32 * 1024 * 1024
 """A larger document is refused: it is a dump, not a document."""
@@ -42,8 +44,9 @@ class Source:
     problem: str = ""
 
 
-Input = str | Path | Document | BaseModel
-"""What a run can be given: the path of a file or a folder, a document, or a row as a pydantic model with an `id`."""
+Input = str | Path | Document | BaseModel | Query
+"""What a run can be given: the path of a file or a folder, a document, a row as a pydantic model with an `id`, or a
+query for rows."""
 
 
 def read_documents(paths: Sequence[str]) -> list[Document]:
@@ -90,6 +93,10 @@ def _given(given: Input) -> Iterator[Source]:
         case BaseModel():
             row = given.model_dump(mode="json", by_alias=True)
             yield _row(_id(row, f"the row {given!r:.80}"), row, "")
+        case Query():
+            for number, values in enumerate(read_rows(given), 1):
+                where = f"{given}, row {number}"
+                yield _row(_id(values, where), values, f"{given.database}:{number}")
         case _:
             yield from _read(Path(given))
 

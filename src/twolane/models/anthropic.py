@@ -18,7 +18,7 @@ from twolane.domain.anthropic.body import Body, Untellable, native_body, to_body
 from twolane.domain.anthropic.chunker import Chunker, ReportedError
 from twolane.domain.anthropic.words import DIALECT
 from twolane.domain.completion import EventError, EventReader
-from twolane.domain.records import Kind, ModelCall
+from twolane.domain.records import Kind, ModelCall, ReplySchema
 from twolane.errors import UpstreamError
 from twolane.models import no_embeddings
 from twolane.models.http import BrokenOff, Client, Response, Unreachable
@@ -35,7 +35,8 @@ class Anthropic:
     """One server.
 
     `structured` says how a JSON Schema is asked for: as `json_schema` by the API's own means (by a tool that must be
-    used where the schema does not fit these), as `json_object` always by such a tool, or in words (`none`).
+    used where the schema does not fit these), as `json_object` always by such a tool, or in words (`none`). Where the
+    API's own means are refused, and whoever asks judges the reply anyway, a tool takes their place.
     """
 
     def __init__(self, name: str, *, url: str, key: str, structured: str = "json_schema") -> None:
@@ -46,6 +47,8 @@ class Anthropic:
         kinds = {"content-type": "application/json", "accept": "text/event-stream"}
         self._own = headers | kinds
         self._http = Client(self._url, self._own)
+        self._by_tool: set[str] = set()
+        """Names of schemas that were refused by the API's own means, and answered by a tool."""
 
     async def open(self, call: ModelCall) -> _Stream:
         """Send the call; see `models.Model.open`.
@@ -57,18 +60,19 @@ class Anthropic:
         if call.kind is Kind.EMBEDDINGS:
             raise no_embeddings(self.name, "Anthropic has no API for them")
         is_native = call.native is not None and call.native.dialect == DIALECT
-        body = self._body(call, is_native=is_native)
         told = call.native.headers if is_native and call.native is not None else {}
         asked = {name: value for name, value in told.items() if name not in self._own}  # never a client's key
-        try:
-            response = await self._http.post("/messages", orjson.dumps(body.fields), asked)
-        except Unreachable as error:
-            problem = f"it cannot be reached at {self._url}: {error}"
-            raise UpstreamError(self.name, problem, retryable=True, is_gone=True) from None
-        except BrokenOff as error:
-            raise UpstreamError(self.name, f"the request broke off: {error}", retryable=True) from None
+        body = self._body(call, is_native=is_native)
+        response = await self._post(body, asked)
         if response.status != 200:
-            raise await self._refusal(response)
+            error = await self._refusal(response)
+            if call.schema is None or not _is_of_schema(error, call.schema, body):
+                raise error
+            body = to_body(call, structured="json_object")
+            response = await self._post(body, asked)
+            if response.status != 200:
+                raise await self._refusal(response)
+            self._by_tool.add(call.schema.name)
         chunker = Chunker(created=int(time.time()), keeps_events=is_native, reply_tool=body.reply_tool)
         return _Stream(self, response, chunker)
 
@@ -76,11 +80,21 @@ class Anthropic:
         """Close the connections."""
         await self._http.aclose()
 
+    async def _post(self, body: Body, headers: Mapping[str, str]) -> Response:
+        try:
+            return await self._http.post("/messages", orjson.dumps(body.fields), headers)
+        except Unreachable as error:
+            problem = f"it cannot be reached at {self._url}: {error}"
+            raise UpstreamError(self.name, problem, retryable=True, is_gone=True) from None
+        except BrokenOff as error:
+            raise UpstreamError(self.name, f"the request broke off: {error}", retryable=True) from None
+
     def _body(self, call: ModelCall, *, is_native: bool) -> Body:
         if is_native and call.native is not None:
             return native_body(call.native, call)
         try:
-            return to_body(call, structured=self._structured)
+            is_by_tool = call.schema is not None and call.schema.is_judged and call.schema.name in self._by_tool
+            return to_body(call, structured="json_object" if is_by_tool else self._structured)
         except Untellable as error:
             raise UpstreamError(self.name, "it cannot be asked for this", detail=str(error), http_status=400) from None
 
@@ -135,6 +149,15 @@ class _Stream:
     def close(self) -> None:
         """A response read to its end gives its connection back to the pool; any other is closed."""
         self._response.close()
+
+
+def _is_of_schema(error: UpstreamError, schema: ReplySchema, body: Body) -> bool:
+    """Whether a refusal is about the API's own means to ask for a schema, and a tool may take their place."""
+    config = body.fields.get("output_config")
+    if not schema.is_judged or not isinstance(config, dict) or "format" not in config:
+        return False
+    told, names = error.detail.lower(), ("output_config", "output_format", "schema")
+    return error.http_status in (400, 422) and any(name in told for name in names)
 
 
 def _word(kind: str) -> str:

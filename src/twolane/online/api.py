@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 from twolane.config import RouteSection, UpstreamSection
@@ -16,7 +17,7 @@ from twolane.kernel import Kernel
 from twolane.kernel.lanes import LaneState
 from twolane.online.auth import Grant
 from twolane.online.probe import last_probe
-from twolane.online.stream import Exchange
+from twolane.online.stream import Exchange, Hangup
 from twolane.rules.budgets import Account
 
 STEP_ID = re.compile(r"[0-9a-f]{24}")
@@ -60,6 +61,30 @@ async def list_switches(kernel: Kernel, grant: Grant, exchange: Exchange) -> Non
         if row["scope"] == "all" or _is_of(kernel, grant.tenant, row["scope"])
     ]
     await exchange.answer(200, {"switches": mine})
+
+
+async def watch_run(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /api/v1/runs/{run}/events: a run of this key's tenant as server-sent events, until it is over. The state at
+    once, then whenever it changes; whoever connects again begins with the state."""
+    run = exchange.scope["path_params"]["run"]
+    row = kernel.store.one("run", id=run)
+    if row is None or row["tenant"] != grant.tenant:
+        raise NotFound("there is no such run of yours")
+    if exchange.scope["method"] == "HEAD":
+        await exchange.begin_stream()
+        await exchange.end_stream(b"")
+        return
+    await exchange.body()
+    with Hangup(exchange):
+        exchange.is_kept_alive = True
+        async with aclosing(kernel.watching.follow(run)) as states:
+            await exchange.begin_stream()
+            async for progress in states:
+                event = b"end" if progress.is_over else b"progress"
+                await exchange.write(b"event: %b\ndata: %b\n\n" % (event, progress.line))
+                if exchange.is_draining:  # a run may take days: its watchers come back to another server
+                    break
+        await exchange.end_stream(b"")
 
 
 def _within_reach(kernel: Kernel, grant: Grant) -> set[str]:

@@ -59,6 +59,8 @@ class Permission(StrEnum):
     """Anybody."""
     USE = "use"
     """Whoever may call models: a key, or this machine before the first key."""
+    VIEW = "view"
+    """Whoever may look at what a tenant's runs do. Until keys have roles, the same as `USE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ ROUTES = (
     Route("GET", "/api/v1/steps/{id}", Permission.USE, api.show_step),
     Route("GET", "/api/v1/budgets", Permission.USE, api.list_budgets),
     Route("GET", "/api/v1/switches", Permission.USE, api.list_switches),
+    Route("GET", "/api/v1/runs/{run}/events", Permission.VIEW, api.watch_run),
 )
 """Every address there is."""
 

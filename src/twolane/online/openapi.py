@@ -130,7 +130,7 @@ def _call(summary: str, body: str, answer: str, description: str, error: str = "
     """A call of a model: a JSON body, an answer in one piece or as events. An upstream's own refusals of a request
     (4xx) pass through, so statuses are described by their ranges."""
     whole = _json(description, _ref(answer))
-    whole["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    whole["content"]["text/event-stream"] = {"schema": {"description": "server-sent events, each with a JSON object"}}
     whole["headers"] = {
         name: {"schema": {"type": "string"}, "description": text}
         for name, text in (
@@ -176,6 +176,13 @@ def _read(summary: str, answer: str, *, can_miss: bool = False, parameters: Sche
     return {"summary": summary, "responses": responses, "x-parameters": parameters or {}}
 
 
+def _events(summary: str, *, parameters: Schema) -> Schema:
+    """Server-sent events: `progress` as often as something changes, `end` once."""
+    stream = {"description": "Events.", "content": {"text/event-stream": {"schema": TEXT}}}
+    missing = _error("There is no such thing, or it is not yours.")
+    return {"summary": summary, "responses": {"200": stream, "404": missing}, "x-parameters": parameters}
+
+
 def _health() -> Schema:
     read = _read("The process answers and its store can be read.", "Health")
     draining = _json("It is about to stop: send nothing more here.", _ref("Draining"))
@@ -213,6 +220,10 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
     ),
     ("GET", "/api/v1/budgets"): _read("The limits of this key's tenant.", "Budgets"),
     ("GET", "/api/v1/switches"): _read("What is stopped of this key's tenant.", "Switches"),
+    ("GET", "/api/v1/runs/{run}/events"): _events(
+        "A run of this key's tenant while it goes on, until it is over. Each event's data is a RunProgress.",
+        parameters={"run": {"type": "string", "description": "the run's id"}},
+    ),
 }  # fmt: skip
 """Every address the house knows how to describe, by method and path as the route table writes them."""
 
@@ -438,4 +449,20 @@ SCHEMAS: Mapping[str, Schema] = {
     "Budgets": _object({"currency": TEXT, "budgets": _list(_ref("Budget"))}),
     "Switch": _object({"scope": TEXT, "cause": TEXT, "actor": TEXT, "tripped": INSTANT}),
     "Switches": _object({"switches": _list(_ref("Switch"))}),
+    "RunProgress": _object(
+        {
+            "run": TEXT, "flow": TEXT, "status": TEXT, "reason": TEXT,
+            "items": _object(dict.fromkeys(("total", "done", "quarantined", "left"), WHOLE)),
+            "agents": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {**dict.fromkeys(("done", "running", "reused", "refused", "failed"), WHOLE), "cost": DECIMAL}
+                ),
+            },
+            "items_per_s": {"type": ["number", "null"]}, "steps_per_s": {"type": ["number", "null"]},
+            "cost": DECIMAL, "currency": TEXT, "budget": _maybe(DECIMAL), "seconds": {"type": "number"},
+            "left_s": _maybe(_object({name: {"type": "number"} for name in ("low", "mid", "high")})),
+            "left_by": TEXT | {"description": "what left_s rests on, or why it is unknown"},
+        }
+    ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -189,7 +189,7 @@ async def _structured(kernel: Kernel, name: str, answers: list[Answer]) -> Findi
         model="",
         max_tokens=SCHEMA_TOKENS,
         temperature=0,
-        schema=reply_schema(Ball),
+        schema=replace(reply_schema(Ball), is_judged=False),  # asked for as configured, and in no weaker way
     )
     try:
         async with kernel.door.step(_request(name, "structured", call)) as answer:

@@ -78,6 +78,11 @@ class Exchange:
         """Who waits for the body."""
         self._has_waited = False
 
+    @property
+    def is_draining(self) -> bool:
+        """True once the server was told to stop: an answer without an end of its own ends here."""
+        return self._patience is not None and self._patience.is_draining
+
     async def body(self) -> bytes:
         """The request's body.
 

@@ -33,9 +33,9 @@ class Presence:
             file.close()
 
     def is_alive(self, name: str) -> bool:
-        """True while the process that took this name runs. The files of the dead are swept away."""
-        if name == self.name:
-            return True
+        """True while the process that took this name runs; nobody is no name. The files of the dead are swept away."""
+        if name == self.name or not name:
+            return bool(name)
         path = self._folder / name
         try:
             with open(path, "r+") as file:

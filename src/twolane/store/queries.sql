@@ -283,8 +283,8 @@ DELETE FROM switch WHERE scope = :scope;
 
 -- name: add_run
 -- A new run.
-INSERT INTO run (id, tenant, flow, workflow, status, options, created)
-VALUES (:id, :tenant, :flow, :workflow, 'writing', :options, :created);
+INSERT INTO run (id, tenant, flow, workflow, status, options, created, priority, due)
+VALUES (:id, :tenant, :flow, :workflow, 'writing', :options, :created, :priority, :due);
 
 -- name: queue_run
 -- writing -> queued: all its items and its budget are there.
@@ -304,27 +304,75 @@ FROM run r ORDER BY r.created DESC LIMIT :count;
 -- Processes that run something, or died at it.
 SELECT DISTINCT owner FROM run WHERE owner <> '';
 
--- name: queued_runs
--- Runs that wait for a worker, oldest first.
-SELECT id, flow FROM run WHERE status = 'queued' ORDER BY created;
+-- name: runs_to_work_on
+-- Runs that a worker may take or join: those that are due, by priority, then oldest first. `left` items are queued.
+SELECT r.id, r.flow, r.status, r.owner,
+       (SELECT count(*) FROM item i WHERE i.run = r.id AND i.status = 'queued') AS "left"
+FROM run r WHERE r.status IN ('queued', 'running') AND r.due <= :now
+ORDER BY r.priority DESC, r.created;
+-- name: runs_of_workflow
+-- A tenant's latest runs of a workflow, newest first.
+SELECT id FROM run WHERE tenant = :tenant AND workflow = :workflow ORDER BY created DESC LIMIT :count;
+
+-- name: accepted_steps
+-- A run's steps whose answers were accepted, in order, each with the step that paid for it.
+SELECT item, json_extract(leaf, '$.agent') AS agent, position,
+       coalesce(json_extract(leaf, '$.of'), json_extract(leaf, '$.step')) AS paid_by
+FROM entry WHERE run = :run AND kind = 'step' AND json_extract(leaf, '$.status') IN ('ok', 'reused') ORDER BY position;
 
 -- name: begin_run
--- queued | stopped | failed | done -> running, as a new attempt; running, but its owner is dead -> the same attempt goes on.
-UPDATE run SET attempt = attempt + (status <> 'running'), status = 'running', reason = '', owner = :owner,
+-- queued | stopped | failed | done -> running, as a new attempt; running, but its owner is dead or has left -> the same
+-- attempt goes on.
+UPDATE run SET attempt = attempt + (status <> 'running'), deaths = CASE WHEN status = 'running' THEN deaths + 1 ELSE 0 END,
+               stop = CASE WHEN status = 'running' THEN stop ELSE NULL END,
+               status = 'running', reason = '', owner = :owner, code = :code,
                started = coalesce(started, :now), began = :now, ended = NULL
 WHERE id = :id AND owner = :known_owner AND status <> 'writing';
+
+-- name: leave_run
+-- running -> running, but without an owner: the next worker goes on with the same attempt.
+UPDATE run SET owner = '', seconds = seconds + :seconds WHERE id = :id AND owner = :owner;
+-- name: requeue_run
+-- stopped | failed | done | queued | running, but its owner is dead -> queued.
+UPDATE run SET status = 'queued', reason = '', owner = ''
+WHERE id = :id;
+
+-- name: add_worker
+-- A process takes queued runs from now on.
+INSERT INTO worker (owner, began) VALUES (:owner, :began);
+
+-- name: drop_worker
+-- It does so no longer, or is dead.
+DELETE FROM worker WHERE owner = :owner;
+
+-- name: workers
+-- Processes that take queued runs, or died at it.
+SELECT owner, began FROM worker ORDER BY began;
 
 -- name: next_attempt
 -- The chunks of this attempt are through, but items are left.
 UPDATE run SET attempt = attempt + 1 WHERE id = :id AND owner = :owner;
 
+-- name: ask_stop
+-- Ask whoever works on a run to stop; the first reason counts.
+UPDATE run SET stop = :stop WHERE id = :id AND status = 'running' AND stop IS NULL;
+
+-- name: forget_stop
+-- A person wants it to go on, whatever its workers were told before they died.
+UPDATE run SET stop = NULL, deaths = 0 WHERE id = :id;
+
 -- name: stop_run
 -- queued | running, but nobody runs it -> stopped.
 UPDATE run SET status = 'stopped', reason = :reason, ended = :now, owner = '' WHERE id = :id;
 
--- name: fail_queued_run
--- queued, but its worker is gone -> failed.
-UPDATE run SET status = 'failed', reason = :reason, ended = :now WHERE id = :id AND status = 'queued';
+-- name: stop_queued_run
+-- queued -> stopped.
+UPDATE run SET status = 'stopped', reason = :reason, ended = :now WHERE id = :id AND status = 'queued';
+
+-- name: fail_run
+-- queued, or running for the dead: its workers cannot do it -> failed.
+UPDATE run SET status = 'failed', reason = :reason, ended = :now, owner = ''
+WHERE id = :id AND status IN ('queued', 'running') AND owner = :owner;
 
 -- name: killed_since
 -- Steps of a run that a switch closed, from a position of the ledger on.
@@ -342,8 +390,8 @@ UPDATE run SET forecast = :forecast WHERE id = :id;
 
 -- name: add_item
 -- An item of a run, in the run's order.
-INSERT INTO item (run, position, name, subject, source, status, problems)
-VALUES (:run, :position, :name, :subject, :source, :status, :problems);
+INSERT INTO item (run, position, name, subject, source, status, problems, kind)
+VALUES (:run, :position, :name, :subject, :source, :status, :problems, :kind);
 
 -- name: items
 -- A stretch of a run's items.
@@ -353,6 +401,16 @@ SELECT * FROM item WHERE run = :run AND position >= :first AND position <= :last
 -- One item of a run, by its source id.
 SELECT * FROM item WHERE run = :run AND name = :name;
 
+-- name: is_queued
+-- Is an item still to be worked on?
+SELECT 1 FROM item WHERE run = :run AND position = :position AND status = 'queued';
+
+-- name: newest_step_of
+-- The newest step that gave an answer among the items of a stretch that are still queued; -1 where there is none.
+SELECT coalesce(max(e.position), -1) AS position FROM item i JOIN entry e ON e.run = i.run AND e.item = i.subject
+WHERE i.run = :run AND i.position >= :first AND i.position <= :last AND i.status = 'queued'
+  AND e.kind = 'step' AND json_extract(e.leaf, '$.status') = 'ok';
+
 -- name: count_items
 -- How many of a run's items are in each state.
 SELECT status, count(*) AS items FROM item WHERE run = :run GROUP BY status;
@@ -361,6 +419,18 @@ SELECT status, count(*) AS items FROM item WHERE run = :run GROUP BY status;
 -- Where a run's items of one status lie.
 SELECT position FROM item WHERE run = :run AND status = :status ORDER BY position;
 
+-- name: names_of_items
+-- A run's items of one status, by their source ids.
+SELECT name FROM item WHERE run = :run AND status = :status ORDER BY position;
+
+-- name: subjects_of_items
+-- A run's items of one status, by their pseudonyms.
+SELECT subject FROM item WHERE run = :run AND status = :status ORDER BY position;
+
+-- name: outputs_of_run
+-- The results of a run's items.
+SELECT name, output FROM item WHERE run = :run AND status = 'done' ORDER BY position;
+
 -- name: finish_item
 -- queued -> done.
 UPDATE item SET status = 'done', output = :output, agent = '', problems = NULL, reply = NULL
@@ -368,21 +438,49 @@ WHERE run = :run AND position = :position;
 
 -- name: quarantine_item
 -- queued -> quarantined.
-UPDATE item SET status = 'quarantined', agent = :agent, problems = :problems, reply = :reply
+UPDATE item SET status = 'quarantined', agent = :agent, problems = :problems, reply = :reply, kind = :kind
 WHERE run = :run AND position = :position AND status = 'queued';
 
 -- name: release_item
 -- quarantined -> queued.
-UPDATE item SET status = 'queued' WHERE run = :run AND name = :name AND status = 'quarantined' AND source IS NOT NULL;
+UPDATE item SET status = 'queued', trials = 0
+WHERE run = :run AND name = :name AND status = 'quarantined' AND source IS NOT NULL;
 
 -- name: requeue_items
 -- quarantined -> queued, all of a run that can be read.
-UPDATE item SET status = 'queued' WHERE run = :run AND status = 'quarantined' AND source IS NOT NULL;
+UPDATE item SET status = 'queued', trials = 0 WHERE run = :run AND status = 'quarantined' AND source IS NOT NULL;
+
+-- name: set_trials
+-- How often an item was begun with nothing beside it.
+UPDATE item SET trials = :trials WHERE run = :run AND position = :position;
+
+-- name: requeue_all_items
+-- done | quarantined -> queued, all of a run that can be read.
+UPDATE item SET status = 'queued', output = NULL
+WHERE run = :run AND status IN ('done', 'quarantined') AND source IS NOT NULL;
+
+-- name: copy_items
+-- A stretch of a run's items for another run that begins anew; what can't be read stays in quarantine.
+INSERT INTO item (run, position, name, subject, source, status, problems, kind)
+SELECT :run, position, name, subject, source,
+       CASE WHEN source IS NULL THEN 'quarantined' ELSE 'queued' END,
+       CASE WHEN source IS NULL THEN problems ELSE NULL END, CASE WHEN source IS NULL THEN kind ELSE '' END
+FROM item WHERE run = :of AND position >= :first AND position <= :last;
+
+-- name: copy_steers
+-- What was decided about a run's steps, for another run of the same items.
+INSERT INTO steer (run, item, agent, again, route)
+SELECT :run, item, agent, again, route FROM steer WHERE run = :of;
 
 -- name: quarantined
 -- Items that wait for a person; of one run, or of all.
-SELECT i.run, i.name, i.agent, i.problems, i.reply, i.source FROM item i JOIN run r ON r.id = i.run
+SELECT i.run, i.name, i.subject, i.agent, i.problems, i.reply, i.source, i.kind FROM item i JOIN run r ON r.id = i.run
 WHERE i.status = 'quarantined' AND (:run IS NULL OR i.run = :run) ORDER BY r.created, i.position;
+
+-- name: refused_steps
+-- An item's steps whose replies were refused, newest first.
+SELECT step, agent, upstream, model, attempt, cost_pico, reason, leaf FROM trace_steps
+WHERE run = :run AND item = :item AND status = 'refused' ORDER BY leaf DESC;
 
 -- name: memos
 -- Accepted outputs by their fingerprints.
@@ -393,11 +491,47 @@ WHERE m.fingerprint IN (SELECT value FROM json_each(:keys));
 
 -- name: add_memo
 -- Keep an accepted output. One that is there already no longer passes its agent's validators: it is replaced.
-INSERT INTO memo (fingerprint, subject, body, step, input_tokens, output_tokens, cost_pico, total_us)
-VALUES (:fingerprint, :subject, :body, :step, :input_tokens, :output_tokens, :cost_pico, :total_us)
+INSERT INTO memo (fingerprint, subject, body, step, input_tokens, output_tokens, cost_pico, total_us,
+                  agent, parts, loose, answer, made)
+VALUES (:fingerprint, :subject, :body, :step, :input_tokens, :output_tokens, :cost_pico, :total_us,
+        :agent, :parts, :loose, :answer, :made)
 ON CONFLICT (fingerprint) DO UPDATE
 SET subject = excluded.subject, body = excluded.body, step = excluded.step, input_tokens = excluded.input_tokens,
-    output_tokens = excluded.output_tokens, cost_pico = excluded.cost_pico, total_us = excluded.total_us;
+    output_tokens = excluded.output_tokens, cost_pico = excluded.cost_pico, total_us = excluded.total_us,
+    agent = excluded.agent, parts = excluded.parts, loose = excluded.loose, answer = excluded.answer,
+    made = excluded.made;
+
+-- name: memos_of_agent
+-- What an agent answered for an item, newest first: what it was asked, and for whom its answer is sealed.
+SELECT m.fingerprint, m.parts, m.loose, m.body, m.step, m.input_tokens, m.output_tokens, m.cost_pico, m.total_us
+FROM memo m WHERE m.subject = :subject AND m.agent = :agent ORDER BY m.made DESC LIMIT :count;
+
+-- name: memos_of_subject
+-- Every agent's answers for an item, without their content.
+SELECT agent, step, answer, cost_pico, made FROM memo WHERE subject = :subject AND agent <> '' ORDER BY made;
+
+-- name: add_reply_schema
+-- Keep a schema under its digest.
+INSERT INTO reply_schema (digest, schema) VALUES (:digest, :schema) ON CONFLICT (digest) DO NOTHING;
+
+-- name: reply_schema
+-- The schema behind a digest.
+SELECT schema FROM reply_schema WHERE digest = :digest;
+
+-- name: steer
+-- Have an agent asked again, or on another route; for one item of a run, or ('') for all of them.
+INSERT INTO steer (run, item, agent, again, route) VALUES (:run, :item, :agent, :again, :route)
+ON CONFLICT (run, item, agent) DO UPDATE
+SET again = CASE WHEN excluded.again = '' THEN steer.again ELSE excluded.again END,
+    route = CASE WHEN excluded.route = '' THEN steer.route ELSE excluded.route END;
+
+-- name: forget_again
+-- What was said of single items no longer counts: the agent is asked again for all of them.
+UPDATE steer SET again = '' WHERE run = :run AND agent = :agent AND item <> '';
+
+-- name: steered
+-- What was decided about one item of a run; what is said of all items comes first.
+SELECT agent, again, route FROM steer WHERE run = :run AND item IN ('', :item) ORDER BY item;
 
 -- ── Keys ──
 
@@ -479,3 +613,48 @@ SELECT at_us FROM lane_left WHERE upstream = :upstream AND lane = :lane;
 -- A share of a lane is given up.
 INSERT INTO lane_left (upstream, lane, at_us) VALUES (:upstream, :lane, :at_us)
 ON CONFLICT (upstream, lane) DO UPDATE SET at_us = excluded.at_us;
+
+-- ── Memory of a run ──
+
+-- name: memory
+-- The newest value under a name, with what opens it.
+SELECT m.version, m.body, b.sealed, s.id AS subject, s.wrapped
+FROM memory m JOIN body b ON b.id = m.body JOIN subject s ON s.id = b.subject
+WHERE m.tenant = :tenant AND m.run = :run AND m.owner = :owner AND m.name = :name;
+
+-- name: add_memory
+-- The first value under a name; none is written where somebody was faster.
+INSERT INTO memory (tenant, run, owner, name, version, body) VALUES (:tenant, :run, :owner, :name, :version, :body)
+ON CONFLICT (tenant, run, owner, name) DO NOTHING;
+
+-- name: set_memory
+-- Compare and set: a new value, unless it is no longer the one that was read.
+UPDATE memory SET version = :version, body = :body
+WHERE tenant = :tenant AND run = :run AND owner = :owner AND name = :name AND version = :known;
+
+-- name: drop_body
+-- A body that nobody refers to.
+DELETE FROM body WHERE id = :body;
+
+-- name: drop_unread_body
+-- A value of a memory that is no longer the newest goes, unless an item has read it.
+DELETE FROM body WHERE id = :body AND NOT EXISTS (SELECT 1 FROM memory_read r WHERE r.body = :body);
+
+-- name: memory_update
+-- What an update came to, once it is made.
+SELECT version FROM memory_update WHERE fingerprint = :fingerprint;
+
+-- name: add_memory_update
+-- An update is made.
+INSERT INTO memory_update (fingerprint, tenant, run, owner, name, version)
+VALUES (:fingerprint, :tenant, :run, :owner, :name, :version);
+
+-- name: memory_read
+-- What an item has read under a name, after the updates it had made by then.
+SELECT version, body FROM memory_read
+WHERE tenant = :tenant AND run = :run AND owner = :owner AND name = :name AND reader = :reader AND after = :after;
+
+-- name: add_memory_read
+-- An item has read.
+INSERT INTO memory_read (tenant, run, owner, name, reader, after, version, body)
+VALUES (:tenant, :run, :owner, :name, :reader, :after, :version, :body);

@@ -221,7 +221,7 @@ def fingerprint(
     kernel = cast(Any, Kernel(candidates))  # Any: a stand-in
     item = Item(kernel, origin, Subject("s", b"", b""), CONTRACT, options=options or {})
     prompt = prompt or planner(CONTRACT)
-    return item._fingerprint(asked, prompt, prompt.messages())
+    return item._seek(asked, prompt, prompt.messages()).key
 
 
 class Wider(Plan):

@@ -235,3 +235,27 @@ def test_other_texts_of_a_message_grow_beside_its_content() -> None:
     completion = read(stream + DONE)
     assert completion.text == "42"
     assert completion.choices[0]["message"] == {"role": "assistant", "content": "42", "reasoning_content": "so then"}
+
+
+def test_a_text_may_be_asked_for_while_it_grows() -> None:
+    completion = Completion()
+    for number in range(5):
+        completion.feed(chunk(f"{number}, "))
+        assert completion.choices[0]["message"] == {"role": "assistant", "content": completion.text}
+    assert completion.text == "0, 1, 2, 3, 4, "
+
+
+def test_a_field_that_changes_its_kind_loses_no_text() -> None:
+    pieces: list[object] = ["a", "b", {"c": 1}, "d", "e"]
+    stream = b"".join(event([{"index": 0, "delta": {"odd": piece}}]) for piece in pieces)
+    assert read(stream + DONE).choices[0]["message"] == {"role": "assistant", "content": None, "odd": "de"}
+    listed = b"".join(event([{"index": 0, "delta": {"odd": piece}}]) for piece in (["a"], "b", "c"))
+    assert read(listed + DONE).choices[0]["message"] == {"role": "assistant", "content": None, "odd": "bc"}
+
+
+def test_an_answer_that_never_ends_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twolane.domain.completion.MAX_TEXT_CHARS", 100)
+    completion = Completion()
+    with pytest.raises(EventError, match="more than 100 characters"):
+        completion.feed(chunk("word ") * 1000)
+    assert len(completion.text) <= 105

@@ -75,3 +75,26 @@ def test_a_quote_is_read_from_its_text_alone_or_from_what_was_stored() -> None:
     assert Quote.model_validate(placed.model_dump()) == placed
     with pytest.raises(ValidationError):
         Quote.model_validate({"text": "a", "page": 3})
+
+
+@pytest.mark.parametrize(
+    ("passage", "text", "found"),
+    [
+        ("caf\u00e9 au lait", "Le cafe\u0301 au lait.", "cafe\u0301 au lait"),
+        ("cafe\u0301 au lait", "Le caf\u00e9 au lait.", "caf\u00e9 au lait"),
+        ("office of the firm", "The oﬃce of the ﬁrm.", "oﬃce of the ﬁrm"),
+        ("The oﬃce", "The office", "The office"),
+        ("cafe", "Un cafe\u0301, deux cafe.", "cafe"),
+        ("cafe", "Le cafe\u0301", None),
+        ("cafe", "Le caf\u00e9", None),
+        ("caf\u00e9", "Le cafe", None),
+        ("102", "It is 10².", None),
+        ("\u200b", "a\u200bb", None),
+        ("\u00ad \u2060", "a b", None),
+    ],
+)
+def test_an_accent_may_be_written_otherwise_but_not_left_out(passage: str, text: str, found: str | None) -> None:
+    place = locate(passage, text)
+    assert (text[slice(*place)] if place else None) == found
+    if found == "cafe":
+        assert place == (15, 19)

@@ -301,3 +301,15 @@ def test_a_row_without_an_id_is_refused() -> None:
         read_sources([Row()])
     with pytest.raises(UsageError, match="stands twice"):
         read_sources([Row(id=1), Row(id="1")])
+
+
+def test_a_folder_of_twenty_thousand_files_is_read_once_each(tmp_path: Path) -> None:
+    for folder in range(100):
+        (tmp_path / f"{folder:02}" / "deep").mkdir(parents=True)
+        for number in range(100):
+            (tmp_path / f"{folder:02}" / f"{number:02}.txt").write_bytes(b"text")
+            (tmp_path / f"{folder:02}" / "deep" / f"{number:02}.md").write_bytes(b"text")
+    (tmp_path / "00" / "again").symlink_to(tmp_path)  # a folder that holds itself is not followed
+    sources = read_sources([str(tmp_path)])
+    assert len({source.id for source in sources}) == len(sources) == 20_000
+    assert [source.id for source in (sources[0], sources[-1])] == ["00/00.txt", "99/deep/99.md"]
