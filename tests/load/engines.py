@@ -56,12 +56,12 @@ async def _many(items: int, concurrency: int, work: Work) -> None:
 
 
 class Stream:
-    """An answer that is there at once: one block of three events, as a quick server sends a short answer."""
+    """An answer that is there at once, in these blocks."""
 
     headers: dict[str, str] = {}  # noqa: RUF012 - the port reads it only
 
-    def __init__(self, block: bytes) -> None:
-        self._blocks = iter((block,))
+    def __init__(self, *blocks: bytes) -> None:
+        self._blocks = iter(blocks)
 
     def __aiter__(self) -> Stream:
         return self
@@ -76,7 +76,8 @@ class Stream:
 
 
 class Instant:
-    """An upstream that answers at once, always the same."""
+    """An upstream that answers at once, always the same: one block of three events, as a quick server sends a short
+    answer."""
 
     def __init__(self) -> None:
         from twolane.domain.records import Usage

@@ -114,14 +114,14 @@ def long_run(items: int = 10_000, slots: int = 64, seconds: float = 0.4) -> Fact
     with tempfile.TemporaryDirectory(prefix="long-run-") as folder:
         command = [sys.executable, str(Path(__file__).resolve()), "--child", folder]
         command += [f"--items={items}", f"--slots={slots}", f"--seconds={seconds}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
-        assert process.stdout is not None
-        process.stdout.readline()
         memory: list[float] = []
-        while process.poll() is None:
-            memory.append(_resident(process.pid))
-            time.sleep(0.25)
-        told: Facts = json.loads(process.stdout.read().strip().splitlines()[-1])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            while process.poll() is None:
+                memory.append(_resident(process.pid))
+                time.sleep(0.25)
+            told: Facts = json.loads(process.stdout.read().strip().splitlines()[-1])
         size = sum(path.stat().st_size for path in Path(folder).glob("run.db*") if path.is_file())
     memory = [each for each in memory if each]
     ideal = told["calls"] * seconds / slots

@@ -207,8 +207,9 @@ PLOTS: dict[str, Callable[[Facts], Picture | None]] = {
 
 
 def load(folder: Path) -> Facts:
-    """Every experiment's result in a folder, by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    """The result of every experiment of `online.py` in a folder, by name; others' results lie beside them."""
+    kept = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: facts for name, facts in kept.items() if "conditions" in facts}
 
 
 def between_marks(page: str, text: str) -> str:

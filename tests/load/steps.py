@@ -68,7 +68,8 @@ def measure(arguments: argparse.Namespace) -> Facts:
     return {
         "processors": os.cpu_count(),
         "python": platform.python_version(),
-        "rounds": arguments.rounds,
+        "rounds": 1 if arguments.quick else arguments.rounds,
+        "load_average": [round(each, 2) for each in os.getloadavg()],
         "effort": "quick" if arguments.quick else "full",
         "engines": [_summed(name, at, each) for (name, at), each in sorted(rounds.items(), key=_order)],
     }

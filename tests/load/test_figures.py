@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from tests.load import figures, isolation, online, plan, plots, svg
+from tests.load import figures, isolation, long_run, online, plan, plots, steps, svg
 
 
 def test_the_core_installs_lightly() -> None:
@@ -51,6 +51,25 @@ def test_durable_steps_are_all_recorded() -> None:
     assert run["ledger_ok"]
     assert run["entries"] == 2_000, "an intent and an end for each step"
     assert run["steps_per_second"] >= 100
+
+
+def test_a_durable_step_takes_less_processor_time_than_an_engines_that_records_less() -> None:
+    ours, theirs = (steps.one_round(name, 30, 16, engines=None, before=None) for name in ("twolane", "dbos"))
+    assert ours["cpu_s"] < theirs["cpu_s"], (ours, theirs)
+
+
+def test_an_engine_that_is_not_there_says_so() -> None:
+    told = steps.one_round("langgraph", 1, 1, engines="/nowhere", before=None)
+    assert "/nowhere" in told["problem"]
+    assert "not measured" in steps.table({"engines": [{"name": "langgraph", "concurrency": 1, **told}]})
+
+
+def test_a_run_of_many_items_is_recorded_whole_and_holds_nothing_at_its_end() -> None:
+    run = long_run.long_run(60, 16, 0.02)
+    assert (run["status"], run["items"]["done"], run["calls"]) == ("done", 60, 240)
+    assert run["ledger_ok"]
+    assert run["held_at_the_end"] == 0
+    assert run["peak_mb"] <= 300
 
 
 def test_online_keeps_its_first_token_time_while_batch_fills_its_own_slots() -> None:

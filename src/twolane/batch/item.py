@@ -57,10 +57,11 @@ class _Flight:
         try:
             value = await work
         except BaseException as error:
+            is_cancelled = isinstance(error, asyncio.CancelledError)
             for waiter in self.waiters:
                 if not waiter.done():
-                    waiter.cancel() if isinstance(error, asyncio.CancelledError) else waiter.set_exception(error)
-            if isinstance(error, KeyboardInterrupt | SystemExit) or not self.waiters:
+                    waiter.cancel() if is_cancelled else waiter.set_exception(error)
+            if is_cancelled or isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
         else:
             for waiter in self.waiters:

@@ -123,6 +123,7 @@ class Kernel:
             last_first.push_async_callback(self.treasury.aclose)
             for upstream in self.upstreams.values():
                 last_first.push_async_callback(upstream.model.aclose)
+            last_first.callback(self.door.close)
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
             last_first.callback(self.watching.close)

@@ -38,6 +38,10 @@ class Door:
         """
         return Attempt(self._house, request)
 
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self._house.watch.close()
+
     def reuse(self, tx: Transaction, request: Request, *, of_step: str, output_digest: str) -> str:
         """Record that a memo answered: an entry that points at the step that paid, at cost 0. Gives its step id."""
         step = new_id()

@@ -57,10 +57,11 @@ def gather(tx: Transaction, query: str, **values: Value) -> None:
     """Write a row before the commit, together with those that other works of the group gather for the same query. For
     rows that nobody reads inside the transaction: a call to the database for each of them was a third of a group's
     time."""
-    rows: list[Mapping[str, Value]] | None = tx.cache.get(query)
+    gathered: dict[str, list[Mapping[str, Value]]] = tx.cache.setdefault("gathered", {})
+    rows = gathered.get(query)
     if rows is None:
         kept: list[Mapping[str, Value]] = []
-        rows = tx.cache[query] = kept
+        rows = gathered[query] = kept
         tx.before_commit(lambda: tx.run_many(query, kept))
     rows.append(values)
 
