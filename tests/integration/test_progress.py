@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from twolane import Document, Item, Platform, Prompt, agent, workflow
+from twolane.batch import again
 from twolane.cli.lines import progress_line
 from twolane.cli.progress import drawing
 from twolane.errors import NotFound
@@ -105,10 +106,13 @@ async def test_a_run_whose_process_died_is_over() -> None:
     async with Rehearsal() as platform:
         run = await platform.start(review, documents(1))
         await platform.kernel.store.write(
-            lambda tx: tx.run("begin_run", id=run, owner="1-dead", known_owner="", now=1)
+            lambda tx: tx.run("begin_run", id=run, owner="1-dead", known_owner="", now=1, code="")
         )  # fmt: skip
         (only,) = await states_of(platform, run)
         assert (only.status, only.reason) == ("stopped", "interrupted: its worker is gone")
+        await again.be_worker(platform.kernel)
+        waiting = platform.kernel.watching.look(run)
+        assert (waiting.status, waiting.is_over, waiting.reason) == ("queued", False, "interrupted: its worker is gone")
 
 
 async def test_one_tick_serves_all_who_watch_and_who_leaves_frees_it() -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from twolane import Agent, Document, Item, Platform, Prompt, RunSummary, Workflow, agent, workflow
+from twolane import Agent, Document, Item, Platform, Prompt, RunSummary, Workflow, agent, tool, workflow
 from twolane.batch import again, diff
 from twolane.batch import run as runs
 from twolane.domain.records import ModelCall
@@ -476,6 +476,82 @@ async def test_a_run_that_somebody_works_on_is_left_as_it_is() -> None:
         with pytest.raises(ConfigError, match="being worked on"):
             await platform.prepare_resume(run, is_queued=True)
         assert platform.kernel.store.all("switches")
+
+
+async def test_a_run_that_is_taken_while_it_is_resumed_is_left_as_it_is() -> None:
+    async with Counted().rehearsal as platform:
+        run = (await platform.run(AUDIT, documents(1))).run
+        seen, how = runs.find(platform.kernel, run), again.Resumption(from_agent="verifier", is_queued=True)
+        owner = platform.kernel.presence.name
+        await platform.kernel.store.write(
+            lambda tx: tx.run("begin_run", id=run, owner=owner, known_owner="", now=1, code="")
+        )
+        with pytest.raises(ConfigError, match="at this moment"):
+            await platform.kernel.store.write(lambda tx: again._requeue(seen, how, "salt", tx))
+        assert platform.kernel.store.all("steered", run=run, item="c00") == []
+        assert platform.summary(run).items["done"] == 1
+
+
+# ── tools, nested workflows and memory ──
+
+USED: Counter[str] = Counter()
+
+
+@tool(pure=False, price="$0.001")
+async def register(price: str) -> str:
+    """Looks into the register."""
+    USED[price] += 1
+    return f"entry {USED[price]} for {price}"
+
+
+@workflow(version="1", name="inner")
+async def inner(contract: Document, do: Item) -> Findings:
+    return await do(verifier, Facts(price=contract.text), "the law")
+
+
+@workflow(version="1", name="outer")
+async def outer(contract: Document, do: Item) -> Report:
+    USED["walks"] += 1
+    entry = await do(register, contract.id)
+    findings = await do(inner, contract)
+    return await do(synthesizer, Facts(price=entry), findings)
+
+
+async def test_tools_and_nested_workflows_are_planned_forked_and_asked_again_by_their_names() -> None:
+    USED.clear()
+    counted = Counted()
+    async with counted.rehearsal as platform:
+        fresh = await platform.plan(outer, documents(2))
+        assert {name: (each.calls, each.why) for name, each in fresh.agents.items()} == {
+            "register": (2, {"never used with these arguments by this code": 2})
+        }
+        assert fresh.agents["register"].fields()["cost"] == "0.002"
+        run = (await platform.run(outer, documents(2))).run
+        assert (USED["c00"], USED["c01"]) == (1, 1)
+        counted.calls()
+        plan = await platform.plan_run(run, flow=outer)
+        assert (plan.calls, plan.reused, plan.quarantined) == (0, 6, 0)
+        assert set(plan.agents) == {"register", "inner/verifier", "synthesizer"}
+        fork = await platform.work(await platform.fork(run, flow=outer), flow=outer)
+        assert (fork.calls, counted.calls(), USED["c00"]) == (0, {}, 1)
+        await go_on(platform, run, outer, from_agent="inner/verifier")
+        assert counted.calls() == {"verifier": 2}
+        await go_on(platform, run, outer, from_agent="register")
+        assert (counted.calls(), USED["c00"]) == ({"synthesizer": 2}, 2)
+
+
+async def test_what_depends_on_the_memory_of_a_run_is_unknown_and_not_refused() -> None:
+    @workflow(version="1", name="remembering")
+    async def remembering(contract: Document, do: Item) -> Report:
+        findings = await do(verifier, Facts(price=contract.text), "the law")
+        known = await do.memory("seen", list[str]).read()
+        return await do(synthesizer, Facts(price=str(len(known or []) >= 0)), findings)
+
+    async with Counted().rehearsal as platform:
+        run = (await platform.run(remembering, documents(2))).run
+        assert (await platform.plan_run(run, flow=remembering)).reused == 4
+        plan = await platform.plan(remembering, documents(2))
+        assert (plan.quarantined, plan.agents["verifier"].reused, plan.agents["synthesizer"].unknown) == (0, 2, 2)
 
 
 # ── fork and diff ──

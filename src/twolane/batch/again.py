@@ -20,7 +20,7 @@ from twolane.kernel import Kernel, ledger
 from twolane.store import Row, Transaction
 
 SLICE = 1000
-"""Items copied in one transaction."""
+"""Items copied or released in one transaction: nobody else waits for a large run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,9 @@ async def resume(kernel: Kernel, run: str, how: Resumption) -> None:
 
 def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]:
     """Queue items, and the run if a worker is to take it; the items whose results are made again."""
-    run, replaced = row["id"], []
+    run, replaced, now = row["id"], [], tx.one("run", id=row["id"])
+    if now is None or (now["status"], now["owner"]) != (row["status"], row["owner"]):
+        raise ConfigError(f"run {run} was taken by another process at this moment")
     tx.run("forget_stop", id=run)
     if how.from_agent is not None:
         items = [""]
@@ -82,8 +84,8 @@ def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]
         ledger.append(tx, {"v": 1, "kind": "run", "run": run, "at_us": ledger.now_us(), **told})
     if how.quarantined:
         tx.run("requeue_items", run=run)
-    if how.is_queued and not tx.run("requeue_run", id=run, known_owner=row["owner"]):
-        raise ConfigError(f"run {run} was taken by another process at this moment")
+    if how.is_queued:
+        tx.run("requeue_run", id=run)
     return replaced
 
 
@@ -182,29 +184,36 @@ async def release(kernel: Kernel, run: str, how: Release) -> list[str]:
     Raises:
         NotFound: no such item or route, or an item that could not be read. Nothing was released.
     """
-    runs.find(kernel, run)
-    routes = [*kernel.config.route, *kernel.config.upstream]
+    row, routes = runs.find(kernel, run), [*kernel.config.route, *kernel.config.upstream]
     if how.route is not None and how.route not in routes:
         raise NotFound(f"there is no route or upstream {how.route!r}{near(how.route, routes)}")
     for name in how.items:
         if runs.item(kernel, run, name)["source"] is None:
             raise NotFound(f"item {name!r} could not be read: mend the file and start a run over it")
-    return await kernel.store.write(functools.partial(_release, run, how))
+    named = set(how.items)
+    meant = [
+        item
+        for item in kernel.store.all("quarantined", run=run)
+        if (not named or item["name"] in named) and how.kind in (None, item["kind"]) and item["source"] is not None
+    ]
+    released: list[str] = []
+    for first in range(0, len(meant), SLICE):
+        part = meant[first : first + SLICE]
+        released += await kernel.store.write(functools.partial(_release, row, how, part))
+    return released
 
 
-def _release(run: str, how: Release, tx: Transaction) -> list[str]:
-    row, released = tx.one("run", id=run), []
-    assert row is not None
-    for item in tx.all("quarantined", run=run):
-        is_meant = (not how.items or item["name"] in how.items) and how.kind in (None, item["kind"])
-        if not is_meant or not tx.run("release_item", run=run, name=item["name"]):
+def _release(run: Row, how: Release, items: Sequence[Row], tx: Transaction) -> list[str]:
+    released = []
+    for item in items:
+        if not tx.run("release_item", run=run["id"], name=item["name"]):  # somebody else did so at this moment
             continue
         if how.route is not None:
-            tx.run("steer", run=run, item=item["name"], agent=item["agent"], again="", route=how.route)
+            tx.run("steer", run=run["id"], item=item["name"], agent=item["agent"], again="", route=how.route)
         entry = {
-            "v": 1, "kind": "release", "run": run, "tenant": row["tenant"], "item": item["subject"],
-            "agent": item["agent"] or None, "route": how.route, "actor": how.actor, "reason": how.reason[:500] or None,
-            "at_us": ledger.now_us(),
+            "v": 1, "kind": "release", "run": run["id"], "tenant": run["tenant"], "item": item["subject"],
+            "agent": item["agent"] or None, "route": how.route, "actor": how.actor,
+            "reason": how.reason[:500] or None, "at_us": ledger.now_us(),
         }  # fmt: skip
         ledger.append(tx, entry)
         released.append(item["name"])

@@ -39,22 +39,43 @@ class ToolCall(Generic[T]):
     """One call of a tool by one item, as far as it is known before it is made."""
 
     def __init__(
-        self, kernel: Kernel, origin: Origin, subject: Subject, tool: Tool[..., T], arguments: inspect.BoundArguments
+        self,
+        kernel: Kernel,
+        origin: Origin,
+        subject: Subject,
+        tool: Tool[..., T],
+        arguments: inspect.BoundArguments,
+        *,
+        drawn: str,
+        again: str = "",
     ) -> None:
+        """`drawn` is where the answers of a tool that is not pure are replayed; `again` is there when a person had it
+        asked again."""
         self._kernel, self._origin, self._subject, self._tool = kernel, origin, subject, tool
         arguments.apply_defaults()
         self._arguments = arguments.arguments
         try:
             told = {name: to_jsonable_python(value) for name, value in self._arguments.items()}
             self._asked = canonical_json(told)
-            drawn = "" if tool.is_pure else f"{origin.run}/{origin.item}"
+            drawn = "" if tool.is_pure else drawn
             made_by = {"format": 1, "tenant": origin.tenant, "tool": tool.name, "code": tool.code}
-            asked = canonical_json({**made_by, "arguments": told, "sample": drawn})
+            salt = {"again": again} if again else {}
+            asked = canonical_json({**made_by, **salt, "arguments": told, "sample": drawn})
         except (ValueError, PydanticSerializationError) as error:
             raise HandoffRefused(
                 tool.name, [Problem("", f"its arguments cannot be written as JSON: {error}")]
             ) from None
-        self.fingerprint = kernel.vault.keyed(asked)
+        self.fingerprint, self._is_again = kernel.vault.keyed(asked), bool(again)
+
+    def why(self) -> str:
+        """Why there is no memo, in words."""
+        return "asked again on purpose" if self._is_again else "never used with these arguments by this code"
+
+    @property
+    def pico(self) -> int:
+        """What a call costs, in picounits."""
+        price = self._tool.price
+        return 0 if price is None else Money.parse(price, self._kernel.config.currency).pico
 
     async def perform(self, processes: Processes, *, is_plan: bool) -> T:
         """The answer: from its memo, or from the tool.
@@ -100,7 +121,7 @@ class ToolCall(Generic[T]):
 
     async def _call(self, processes: Processes) -> T:
         kernel, scopes, step = self._kernel, self._origin.scopes(), new_id()
-        pico = 0 if self._tool.price is None else Money.parse(self._tool.price, kernel.config.currency).pico
+        pico = self.pico
         running = _Running(self, processes)
         status, reason, body = Status.CANCELLED, "", b""
         is_intended = True

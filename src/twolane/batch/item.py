@@ -34,11 +34,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """While planning: a step that a run would have to call, and why."""
+    """While planning: a step that a run would have to call, and why. Of an agent there is the request, of a tool the
+    price in picounits."""
 
     agent: str
     why: Callable[[], str]
-    request: Request
+    request: Request | None = None
+    pico: int = 0
 
 
 class _Flight:
@@ -115,7 +117,7 @@ class Item:
         """The latest refused reply of each agent, for the quarantine."""
         self._given_up = asyncio.Event()
         self.hits: list[str] = []
-        """Agents whose steps were answered from a memo, in order."""
+        """Agents and tools whose steps were answered, while planning from their memos, in order."""
         self.misses: list[Miss] = []
         """While planning: the steps that have none."""
         self._kernel, self._origin, self._subject, self._source = kernel, origin, subject, source
@@ -133,9 +135,7 @@ class Item:
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
-        if (
-            self._given_up.is_set()
-        ):  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+        if self._given_up.is_set():  # who is deaf to the cancellation might be deaf to an error as well, and ask on
             await asyncio.get_running_loop().create_future()
         match act:
             case Agent():
@@ -149,9 +149,12 @@ class Item:
                 self._memos.made(value, act.name)
             case Tool():
                 bound = inspect.signature(act.function).bind(*args, **kwargs)
-                call = ToolCall(self._kernel, self._as(act.name), self._subject, act, bound)
-                processes = self._common.processes
-                value = await self._once(call.fingerprint, lambda: call.perform(processes, is_plan=self._is_plan))
+                origin = self._as(act.name)
+                call = ToolCall(
+                    self._kernel, origin, self._subject, act, bound,
+                    drawn=f"{self._draws}/{self._origin.item}", again=self._steer.again.get(origin.agent, ""),
+                )  # fmt: skip
+                value = await self._once(call.fingerprint, lambda: self._use(call, origin.agent))
             case Workflow():
                 value = await self._nested(act, *args, **kwargs)
             case _:
@@ -212,7 +215,7 @@ class Item:
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> Sought:
-        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(agent.name, "")
+        drawn, again = f"{self._draws}/{self._origin.item}/", self._steer.again.get(self._as(agent.name).agent, "")
         given = Given(tuple(args), dict(kwargs or {}))
         return self._memos.seek(agent, prompt, messages, given, tenant=self._origin.tenant, drawn=drawn, again=again)
 
@@ -229,8 +232,17 @@ class Item:
 
     def _missed(self, sought: Sought, request: Request) -> NeedsCall:
         """While planning: remember a step that would have to call."""
-        self.misses.append(Miss(sought.agent.name, partial(self._memos.why, sought), request))
+        self.misses.append(Miss(request.origin.agent, partial(self._memos.why, sought), request))
         return NeedsCall(sought.agent.name)
+
+    async def _use(self, call: ToolCall[Any], name: str) -> Any:  # Any: what the tool says it gives
+        try:
+            value = await call.perform(self._common.processes, is_plan=self._is_plan)
+        except NeedsCall:
+            self.misses.append(Miss(name, call.why, pico=call.pico))
+            raise
+        self.hits.append(name)
+        return value
 
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], sought: Sought) -> R:
         if agent.tools:
@@ -241,7 +253,7 @@ class Item:
             memo, agent = await self._memos.find(sought), sought.agent
         request = self._request(agent, prompt, messages)
         if memo is not None:
-            self.hits.append(agent.name)
+            self.hits.append(request.origin.agent)
             if not self._is_plan:
                 self._kernel.switches.check(request.origin.scopes())
                 self._memos.reuse(memo, sought, request)

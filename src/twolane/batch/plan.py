@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ from twolane.batch.again import check_agent
 from twolane.batch.answers import Shape, shapes_of
 from twolane.batch.deadline import WALK_S, within
 from twolane.batch.item import Item, Miss
-from twolane.batch.workflow import Workflow
+from twolane.batch.workflow import NeedsCall, Workflow
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin
@@ -198,15 +199,15 @@ class _Planner:
 
     async def walk(self, subject: str, item: Item, story: Any, refused: str) -> None:  # Any: the flow's own awaitable
         """One item as far as memos reach."""
-        is_whole = await _is_walked(item, story)
+        end = await _walked(item, story)
         for agent in item.hits:
             self.plan.agents[agent].reused += 1
         for miss in item.misses:
             why = miss.why()
-            self._count(miss, REFUSED if miss.agent == refused and why == NEVER else why)
-        if item.misses:
+            self._count(miss, REFUSED if miss.agent.rpartition("/")[2] == refused and why == NEVER else why)
+        if item.misses or end is _End.NEEDS:
             self._count_rest(subject, item)
-        elif not is_whole:
+        elif end is _End.FAILED:
             self.plan.quarantined += 1
 
     def _count(self, miss: Miss, why: str) -> None:
@@ -257,25 +258,37 @@ class _Planner:
 
     def _bound(self, miss: Miss) -> int | None:
         """The most that a call of an agent that was never paid can cost; None where its upstream has no price."""
+        if miss.request is None:
+            return miss.pico
         upstream = self._kernel.upstreams[miss.request.route.upstreams[0]]
         asked = min(miss.request.call.max_tokens or upstream.output_tokens, upstream.output_tokens)
         return pricing.upper_bound(miss.request.call.sized(upstream.model_name, asked), upstream.price).pico
 
 
-async def _is_walked(item: Item, story: Any) -> bool:  # Any: the flow's own awaitable
-    """Walk; True when memos reached to the end."""
+class _End(Enum):
+    """How a walk ended."""
+
+    WHOLE = "memos reached to the end"
+    NEEDS = "a step needs a call, or something that only a run can say"
+    FAILED = "the workflow refused the item, or its own code failed"
+
+
+async def _walked(item: Item, story: Any) -> _End:  # Any: the flow's own awaitable
     try:
         await within(WALK_S, story, item)
-        return True
+        return _End.WHOLE
     except (KeyboardInterrupt, SystemExit):
         raise
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return False
-    except BaseException:  # noqa: BLE001 - NeedsCall, alone or in a group; any other will be met again, and told, in the run
-        return False
+        return _End.FAILED
+    except BaseException as error:  # noqa: BLE001 - whatever it is will be met again, and told, in the run
+        is_needed = isinstance(error, NeedsCall) or (
+            isinstance(error, BaseExceptionGroup) and error.subgroup(NeedsCall) is not None
+        )
+        return _End.NEEDS if is_needed else _End.FAILED
     finally:
         await item.come_to_rest()
         await asyncio.sleep(0)

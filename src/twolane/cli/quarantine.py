@@ -69,7 +69,7 @@ def show(of_run: RunId, item: ItemId, config: ConfigOption = None, is_json: Json
             problems = runs.problems_of(platform.kernel, row)
             reply = platform.kernel.read_body(row["reply"]).decode() if row["reply"] else None
             refused = platform.kernel.store.all("refused_steps", run=of_run, item=item)
-            step = next((dict(each) for each in refused if each["agent"] == row["agent"]), None)
+            step = next((dict(each) for each in refused if each["agent"].rpartition("/")[2] == row["agent"]), None)
             if step is not None:
                 pico = step.pop("cost_pico")
                 step["cost"] = None if pico is None else decimal_string(pico)

@@ -209,6 +209,9 @@ class Watching:
             counts = {each["status"]: each["items"] for each in self._store.all("count_items", run=run)}
             totals = self._store.all("totals_of_run", run=run)
             status = status_of(row, self._is_alive)
+            reason = self._reason(row, status)
+            if reason and status == "stopped" and self._has_worker():
+                status = "queued"  # one of them takes it over
             running = self._running(run) if status == "running" else {}
             budget = self._store.one("budget", scope=f"run:{run}")
         agents = _agents(totals, running)
@@ -223,7 +226,7 @@ class Watching:
             run=run,
             flow=row["flow"],
             status=status,
-            reason="interrupted: its worker is gone" if status != row["status"] else row["reason"],
+            reason=reason or row["reason"],
             items={
                 "total": total,
                 "done": counts.get("done", 0),
@@ -239,6 +242,15 @@ class Watching:
             left=span,
             left_by=rests_on,
         )
+
+    def _reason(self, row: Row, status: str) -> str:
+        """Why a run is not what its row says; empty where it is."""
+        if status == row["status"]:
+            return ""
+        return "interrupted: its worker is gone" if row["owner"] else "its worker has left: it waits for another one"
+
+    def _has_worker(self) -> bool:
+        return any(self._is_alive(row["owner"]) for row in self._store.all("workers"))
 
     def _running(self, run: str) -> dict[str, int]:
         """By agent: calls of the run that have left, or are about to, in every living process."""

@@ -335,7 +335,7 @@ UPDATE run SET owner = '', seconds = seconds + :seconds WHERE id = :id AND owner
 -- name: requeue_run
 -- stopped | failed | done | queued | running, but its owner is dead -> queued.
 UPDATE run SET status = 'queued', reason = '', owner = ''
-WHERE id = :id AND owner = :known_owner AND status <> 'writing';
+WHERE id = :id;
 
 -- name: add_worker
 -- A process takes queued runs from now on.
