@@ -84,8 +84,8 @@ class Platform:
         priority: int = 0,
         due: datetime | None = None,
     ) -> str:
-        """Write a new run over files, folders, documents and rows; its id. Nothing is called before somebody works
-        on it: a worker takes runs of a higher `priority` first, and none before it is `due`.
+        """Write a new run over files, folders, documents, rows and queries; its id. Nothing is called before somebody
+        works on it: a worker takes runs of a higher `priority` first, and none before it is `due`.
 
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.

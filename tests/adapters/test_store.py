@@ -286,7 +286,7 @@ asyncio.run(main())
 
 
 async def test_a_reader_cannot_write(store: Store) -> None:
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(StoreError, match=r"could not be read: .*read-?only"):
         store.one("set_meta", name="a", value="x")
 
 
@@ -482,3 +482,62 @@ async def test_a_full_disk_is_said_plainly_and_loses_nothing_acknowledged(small_
     assert all(kept(again, f"n{number}") for number in acknowledged)
     assert (kept(again, "after"), kept(again, f"n{len(acknowledged)}")) == ("y", None)
     again.close()
+
+
+# ── memory of a run ──
+
+PLACE = {"tenant": "t", "run": "r1", "owner": "", "name": "seen"}
+
+
+async def begin(store: Store) -> None:
+    def work(tx: Transaction) -> None:
+        tx.run("add_run", id="r1", tenant="t", flow="f", workflow="f", options="{}", created=0, priority=0, due=0)
+        tx.run("add_subject", id="s1", tenant="t", name="n", wrapped=b"w", created=0)
+
+    await store.write(work)
+
+
+def setting(known: int, sealed: bytes) -> Callable[[Transaction], int]:
+    def work(tx: Transaction) -> int:
+        body = tx.run("add_body", subject="s1", sealed=sealed)
+        if known == 0:
+            return tx.run("add_memory", **PLACE, version=1, body=body)
+        return tx.run("set_memory", **PLACE, version=known + 1, body=body, known=known)
+
+    return work
+
+
+def newest(store: Store) -> tuple[int, bytes]:
+    row = store.one("memory", **PLACE)
+    assert row is not None
+    return row["version"], bytes(row["sealed"])
+
+
+async def test_a_memory_is_set_only_by_who_saw_its_newest_value(store: Store) -> None:
+    await begin(store)
+    assert await store.write(setting(0, b"first")) == 1
+    assert await store.write(setting(0, b"late")) == 0
+    assert await store.write(setting(1, b"second")) == 1
+    assert await store.write(setting(1, b"late")) == 0
+    assert newest(store) == (2, b"second")
+
+
+async def test_a_value_that_was_read_stays_when_a_newer_one_comes(store: Store) -> None:
+    await begin(store)
+    await store.write(setting(0, b"first"))
+    row = store.one("memory", **PLACE)
+    assert row is not None
+    body = row["body"]
+    pin = {**PLACE, "reader": "s1", "after": ""}
+    await store.write(lambda tx: tx.run("add_memory_read", **pin, version=1, body=body))
+    assert await store.write(lambda tx: tx.run("drop_unread_body", body=body)) == 0
+    found = store.one("memory_read", **pin)
+    assert found is not None
+    assert (found["version"], found["body"]) == (1, body)
+    await store.write(setting(1, b"second"))
+    row = store.one("memory", **PLACE)
+    assert row is not None
+    second = row["body"]
+    await store.write(setting(2, b"third"))
+    assert await store.write(lambda tx: tx.run("drop_unread_body", body=second)) == 1
+    assert store.one("body", id=second) is None

@@ -151,7 +151,7 @@ async def test_wherever_the_kills_strike_a_fan_out_nothing_is_lost_or_made_twice
     await survive(lab, seed, kills=5)
 
 
-def test_a_tool_ends_with_its_worker_even_in_the_middle_of_a_calculation(lab: Lab) -> None:
+async def test_a_tool_ends_with_its_worker_even_in_the_middle_of_a_calculation(lab: Lab) -> None:
     lab.child = ENDLESS
     process, pids = lab.begin(), lab.folder / "pids"
     deadline = time.monotonic() + PATIENCE_S
@@ -165,6 +165,11 @@ def test_a_tool_ends_with_its_worker_even_in_the_middle_of_a_calculation(lab: La
     while is_alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    async with Rehearsal(folder=lab.folder) as platform:
+        (step,) = platform.kernel.store.all("steps_of_run", run=lab.run)
+        assert (step["kind"], step["status"], step["cost_pico"]) == ("tool", "in_doubt", 0), "nobody knows what it did"
+        assert platform.kernel.store.all("reservations") == []
+        assert platform.verify().ok
 
 
 def is_alive(pid: int) -> bool:

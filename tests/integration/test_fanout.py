@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from twolane import Document, HandoffRefused, Item, Platform, Prompt, RunSummary, Workflow, agent, workflow
+from twolane.config import BudgetSection
 from twolane.domain.records import ModelCall
 from twolane.testing import Rehearsal
 
@@ -169,7 +170,23 @@ async def test_a_workflow_runs_within_another_and_its_steps_say_so() -> None:
         assert {row["agent"] for row in steps(platform, deeper.run)} == {"read-clause/reader", "reader"}
 
 
-async def test_a_workflow_within_another_counts_against_the_items_budget_and_shares_its_memory() -> None:
+async def test_a_workflow_within_another_counts_against_the_items_budget() -> None:
+    async def story(document: Document, do: Item) -> Told:
+        return await do(read_clause, Clause(id="a", number=1))
+
+    rehearsal = Rehearsal(reader=echo)
+    limited = rehearsal._config
+    rehearsal._config = lambda folder: limited(folder).model_copy(  # type: ignore[method-assign]  # as a file would say it
+        update={"budget": {"item": BudgetSection(tokens=50)}}
+    )
+    async with rehearsal as platform:
+        summary = await platform.run(flow(story), documents())
+        (row,) = platform.kernel.store.all("quarantined", run=summary.run)
+        assert "item:" in platform.kernel.read_body(row["problems"]).decode()
+        assert summary.calls == 0
+
+
+async def test_a_workflow_within_another_shares_its_memory() -> None:
     async def inner(clause: Clause, do: Item) -> Told:
         await do.memory("seen", list[str], scope="item").update(note, "inner")
         return Told(text="")

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field, create_model
 from tests.unit.domain import corrupted
 
-from twolane import Document, Item, Platform, Prompt, Quote, RunSummary, agent, workflow
+from twolane import Document, HandoffRefused, Item, Platform, Prompt, Quote, RunSummary, agent, workflow
 from twolane.batch import run as runs
 from twolane.batch.handoff import repaired
 from twolane.domain.records import ModelCall
@@ -142,6 +142,28 @@ async def test_beside_its_own_document_what_other_agents_said_of_it_is_no_eviden
         assert summary.items["quarantined"] == 1
 
 
+class Strict(BaseModel, extra="forbid"):
+    id: str
+    amount: int
+
+
+async def test_what_a_bad_row_calls_its_columns_does_not_enter_the_ledger(tmp_path: Path) -> None:
+    @workflow(version="1")
+    async def spend(row: Strict, do: Item) -> Verdict:
+        raise AssertionError
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a", "amount": 1, "Miss Marple owes": 2}\n{"id": "b", "amount": "x"}\n')
+    async with Rehearsal() as platform:
+        summary = await platform.run(spend, [str(path)])
+        found = problems(platform, summary)
+        assert (found["a"][0].pointer, found["b"][0].pointer) == ("/*", "/amount")
+        assert "Miss Marple" in found["a"][0].text
+        told = platform.kernel.store.all("entries_of_run", run=summary.run, kind="handoff")
+        assert len(told) == 2
+        assert not any("Marple" in row["leaf"] for row in told)
+
+
 # ── repairs ──
 
 
@@ -211,6 +233,31 @@ async def test_a_check_knows_the_agents_inputs_and_its_words_go_into_the_repair(
         again = await platform.run(strict, given)  # a stored output is checked again
         assert (again.items["quarantined"], again.calls) == (1, 2)
         assert problems(platform, again)["x1"] == [Problem("", "its check refused it without a word")]
+
+
+async def test_who_shares_a_call_in_flight_has_the_reply_checked_over_its_own_inputs() -> None:
+    @agent(returns=Verdict)
+    def blind(contract: Document, wanted: str) -> Prompt:
+        return Prompt(system="s", user=contract.text)
+
+    def is_wanted(verdict: Verdict, contract: Document, wanted: str) -> bool:
+        return verdict.text == wanted
+
+    seeing = blind.checked(is_wanted)
+
+    @workflow(version="1")
+    async def both(contract: Document, do: Item) -> Verdict:
+        one, other = await asyncio.gather(
+            do(seeing, contract, "fine"), do(seeing, contract, "else"), return_exceptions=True
+        )
+        assert isinstance(other, HandoffRefused)
+        assert isinstance(one, Verdict)
+        return one
+
+    rehearsal = Rehearsal(blind=GOOD, token_ms=5)
+    async with rehearsal as platform:
+        assert (await platform.run(both, documents(1))).items["done"] == 1
+        assert rehearsal.requests() == 1
 
 
 def test_a_check_that_would_never_answer_is_refused() -> None:
@@ -350,9 +397,18 @@ async def test_an_agent_that_raises_or_gives_no_prompt_costs_its_item_and_nothin
         }
 
 
-@pytest.mark.parametrize("how", ["waits", "waits before it asks", "asks for ever", "is deaf"])
+@pytest.mark.parametrize("how", ["waits", "waits before it asks", "asks for ever", "is deaf", "is deaf inside"])
 async def test_a_workflow_that_never_ends_is_given_up_and_only_its_item_is_quarantined(how: str) -> None:
     deaf: list[str] = []
+
+    @workflow(version="1")
+    async def inside(contract: Document, do: Item) -> Verdict:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            deaf.append("inside")
+            await do(verifier, "more and more")
+        raise AssertionError
 
     @workflow(version="1", timeout_s=0.3)
     async def stuck(contract: Document, do: Item) -> Verdict:
@@ -360,6 +416,8 @@ async def test_a_workflow_that_never_ends_is_given_up_and_only_its_item_is_quara
             return await do(verifier, contract.text)
         if how == "waits before it asks":
             await asyncio.Event().wait()
+        if how == "is deaf inside":
+            await do(inside, contract)
         if how == "is deaf":
             try:
                 await asyncio.Event().wait()
@@ -382,7 +440,7 @@ async def test_a_workflow_that_never_ends_is_given_up_and_only_its_item_is_quara
         assert platform.kernel.store.all("reservations") == []
         ends = ("ok", "failed", "killed", "cancelled", "unreached")
         assert all(row["status"] in ends for row in steps(platform, summary.run))
-        if how == "is deaf":
+        if how.startswith("is deaf"):
             assert deaf  # it went on, and could ask for nothing more
             assert summary.calls == 4
 
@@ -407,3 +465,48 @@ def test_a_workflow_says_how_long_its_items_may_take() -> None:
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ConfigError, match="timeout_s must be above 0"):
             workflow(version="1", timeout_s=wrong)
+
+
+# ── a workflow that changes in mid-run ──
+
+
+class Longer(BaseModel):
+    """What the second version returns: nothing of the first fits it."""
+
+    text: str
+    words: int
+
+
+async def test_a_workflow_that_changes_in_mid_run_goes_on_with_what_was_paid_for() -> None:
+    """Items that were done stay as they are, the others are done by the new version, and no step is paid twice."""
+    stricter = verifier.revised(lambda text: replace(verifier(text), system="You verify strictly."))
+
+    @workflow(version="1", name="changing")
+    async def before(contract: Document, do: Item) -> Verdict:
+        quote = await do(quoter, contract)
+        return await do(verifier, quote.quote.text)
+
+    @workflow(version="2", name="changing")
+    async def after(contract: Document, do: Item) -> Longer:
+        quote = await do(quoter, contract)
+        verdict = await do(stricter, quote.quote.text)
+        return Longer(text=verdict.text, words=len(verdict.text.split()))
+
+    rehearsal = Rehearsal(
+        quoter=lambda call: json.dumps({"quote": call.messages[1].content.split("\n")[1]}), verifier=GOOD
+    )
+    async with rehearsal as platform:
+        run = await platform.start(before, documents(30))
+        half = await platform.work(run, flow=before, pilot_only=True)
+        done = half.items["done"]
+        assert 0 < done < 30
+        await platform.prepare_resume(run)
+        whole = await platform.work(run, flow=after)
+        assert (whole.status, whole.items["done"]) == ("done", 30)
+        assert (rehearsal.requests("quoter"), rehearsal.requests("verifier")) == (30, 30)
+        results = [json.loads(path.read_text())["result"] for path in Path(whole.reports).glob("*.json")]
+        assert Counter(frozenset(result) for result in results) == {
+            frozenset({"text"}): done,
+            frozenset({"text", "words"}): 30 - done,
+        }
+        assert platform.verify().ok

@@ -127,6 +127,7 @@ async def test_identical_calls_in_flight_are_made_once(log: Path) -> None:
 async def test_values_of_every_kind_reach_a_tool_as_what_they_were() -> None:
     async def story(do: Item) -> object:
         assert await do(toolbox.chatty) == "an answer"
+        assert await do(toolbox.doubled, "ab") == "abababab", "with what its decorator adds"
         return await do(toolbox.count_words, toolbox.Parcel(words=["a", "b"]), least=1)
 
     async with Rehearsal() as platform:
@@ -301,9 +302,10 @@ def refused() -> Iterator[tuple[Any, str]]:
     yield untyped, "tool untyped: its parameter word needs a name and a type of its own"
     yield many, "tool many: its parameter words needs a name and a type of its own"
     yield silent, "tool silent: it must say what it returns"
+    yield len, "is no function, so it cannot be a tool"
 
 
-@pytest.mark.parametrize(("function", "words"), list(refused()), ids=["inside", "untyped", "many", "silent"])
+@pytest.mark.parametrize(("function", "words"), list(refused()), ids=["inside", "untyped", "many", "silent", "len"])
 def test_a_function_that_cannot_be_a_tool_is_refused_where_it_is_written(function: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         tool()(function)

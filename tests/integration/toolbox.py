@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -113,6 +115,20 @@ def dying() -> int:
 def chatty() -> str:
     print("this is no answer")
     return "an answer"
+
+
+def twice(function: Callable[[str], str]) -> Callable[[str], str]:
+    @functools.wraps(function)
+    def wrapper(word: str) -> str:
+        return function(function(word))
+
+    return wrapper
+
+
+@tool()
+@twice
+def doubled(word: str) -> str:
+    return f"{word}{word}"
 
 
 def note(log: Path, word: str) -> None:

@@ -38,6 +38,11 @@ def verifier(facts: Facts) -> Prompt:
     return Prompt(system="s", user=facts.price.text)
 
 
+def is_priced(facts: Facts, contract: Document, plan: Plan, *, tone: str = "dry") -> None:
+    if "EUR" not in facts.price.text:
+        raise ValueError("this is no price in euros")
+
+
 @workflow(version="1")
 async def audit(contract: Document, do: Item) -> Findings:
     plan = await do(planner, contract)
@@ -114,6 +119,8 @@ async def use() -> None:
     assert_type(plans(Document("a", "text")), Prompt)
     assert_type(planner(Document("a", "text")), Prompt)
     planner.revised(extractor.prompt)  # type: ignore[arg-type]  # it takes other inputs
+    assert_type(extractor.checked(is_priced)(Document("a", "text"), Plan(topics=[])), Prompt)
+    verifier.checked(is_priced)  # type: ignore[arg-type]  # it checks another agent's reply
     async with Rehearsal(
         {"planner": "{}"}, verifier=['{"breaches": "none"}', "{}"], extractor=lambda call: ""
     ) as platform:

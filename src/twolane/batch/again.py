@@ -64,6 +64,7 @@ def _requeue(row: Row, how: Resumption, salt: str, tx: Transaction) -> list[str]
     run, replaced, now = row["id"], [], tx.one("run", id=row["id"])
     if now is None or (now["status"], now["owner"]) != (row["status"], row["owner"]):
         raise ConfigError(f"run {run} was taken by another process at this moment")
+    tx.run("forget_stop", id=run)
     if how.from_agent is not None:
         items = [""]
         if how.quarantined:

@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("twolane.batch")
 
+WALK_S = 30.0
+"""How long an item may take to be walked without calling."""
 CANCELS, CANCEL_S = 5, 1.0
 """How often a workflow is told to end, and how long it may take each time: some catch the first."""
 

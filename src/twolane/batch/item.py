@@ -15,14 +15,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from twolane.batch.calls import ToolCall
+from twolane.batch.conversation import Conversation
 from twolane.batch.handoff import Handoff
 from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
-from twolane.batch.tools import Tool, ToolCall
+from twolane.batch.tools import Tool
 from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
 from twolane.domain.document import Document
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Subject
+from twolane.domain.schema import objection
+from twolane.errors import HandoffRefused
 from twolane.kernel import Kernel, Request
 
 T = TypeVar("T")
@@ -111,7 +115,7 @@ class Item:
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
-        self._is_given_up = False
+        self._given_up = asyncio.Event()
         self.hits: list[str] = []
         """Agents and tools whose steps were answered, while planning from their memos, in order."""
         self.misses: list[Miss] = []
@@ -131,7 +135,9 @@ class Item:
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
-        if self._is_given_up:  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+        if (
+            self._given_up.is_set()
+        ):  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
             await asyncio.get_running_loop().create_future()
         match act:
             case Agent():
@@ -139,6 +145,9 @@ class Item:
                 messages = prompt.messages()
                 sought = self._seek(act, prompt, messages, args, kwargs)
                 value = await self._once(sought.key, lambda: self._perform(act, prompt, messages, sought))
+                # One who shared the call has inputs of its own, which only its own check knows.
+                if problem := objection(value, sought.check):
+                    raise HandoffRefused(act.name, [problem])
                 self._memos.made(value, act.name)
             case Tool():
                 bound = inspect.signature(act.function).bind(*args, **kwargs)
@@ -169,7 +178,7 @@ class Item:
             options=self.options, steer=self._steer, draws=self._draws, is_plan=self._is_plan, common=self._common,
         )  # fmt: skip
         inner.refused_replies, inner._reader, inner._flights = self.refused_replies, self._reader, self._flights
-        inner.hits, inner.misses = self.hits, self.misses
+        inner.hits, inner.misses, inner._given_up = self.hits, self.misses, self._given_up
         inner._path = (*self._path, flow.name)
         result = await flow.function(value, inner)
         if not isinstance(result, flow.returns):
@@ -221,7 +230,12 @@ class Item:
 
     def give_up(self) -> None:
         """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
-        self._is_given_up = True
+        self._given_up.set()
+
+    def _missed(self, sought: Sought, request: Request) -> NeedsCall:
+        """While planning: remember a step that would have to call."""
+        self.misses.append(Miss(request.origin.agent, partial(self._memos.why, sought), request))
+        return NeedsCall(request.origin.agent)
 
     async def _use(self, call: ToolCall[Any], name: str) -> Any:  # Any: what the tool says it gives
         try:
@@ -233,6 +247,8 @@ class Item:
         return value
 
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], sought: Sought) -> R:
+        if agent.tools:
+            return await Conversation(self, agent, prompt, sought).value()
         memo, other = await self._memos.find(sought), self._steer.route(agent.name)
         if memo is None and other is not None:  # what its own route answered stays good; what is missing is asked there
             sought = sought.on(other, self._kernel)
@@ -245,8 +261,7 @@ class Item:
                 self._memos.reuse(memo, sought, request)
             return memo.value  # type: ignore[return-value]  # revived with the agent's own schema
         if self._is_plan:
-            self.misses.append(Miss(request.origin.agent, partial(self._memos.why, sought), request))
-            raise NeedsCall(agent.name)
+            raise self._missed(sought, request)
         return await Handoff(
             self._kernel,
             agent,

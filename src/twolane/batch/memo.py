@@ -50,7 +50,8 @@ def _schema_of(model: type[BaseModel]) -> _Schema:
 class Memo:
     """A stored output, judged again and accepted."""
 
-    value: BaseModel
+    value: BaseModel | None
+    """None for a turn of a conversation."""
     body: bytes
     step: str
     """The step that paid for it."""
@@ -95,6 +96,11 @@ class Sought:
         asked = replace(self.asked, candidates=kernel.candidates(route))
         agent = replace(self.agent, route=route)
         return replace(self, agent=agent, asked=asked, key=kernel.vault.keyed(asked.canonical()))
+
+    def after(self, turns: Sequence[Mapping[str, object]], kernel: Kernel) -> Sought:
+        """The next turn of its conversation, which asks something of its own."""
+        asked = replace(self.asked, turns=turns)
+        return replace(self, asked=asked, key=kernel.vault.keyed(asked.canonical()))
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ class Memos:
             temperature=prompt.temperature,
             sample=f"{drawn if prompt.temperature > 0 else ''}{prompt.sample}",
             again=again,
+            tools=[tool.definition() for tool in agent.tools],
         )
         try:
             key = self._kernel.vault.keyed(asked.canonical())
@@ -187,10 +194,33 @@ class Memos:
             "memos_of_agent", subject=self._subject.id, agent=sought.agent.name, count=NEAREST
         )
 
+    async def find_turn(self, sought: Sought) -> Memo | None:
+        """What a model said in a turn of a conversation, as it was kept; whoever asked judges it again."""
+        row = await self._kernel.lookups.one("memos", sought.key)
+        if row is None:
+            return None
+        return Memo(None, unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"])), row["step"])
+
+    def keep_turn(self, sought: Sought, body: bytes) -> Callable[[Transaction, Settled], None]:
+        """The same for a turn, which is found by its fingerprint alone: what came before it is part of that."""
+        return self._keeping(sought, body, self._columns(sought, body) | {"loose": ""})
+
     def keep(self, sought: Sought, body: bytes) -> Callable[[Transaction, Settled], None]:
         """What a step commits beside its record: the accepted reply and the memo. The reply and not the value made
         from it, so that reading it again goes the same way: aliases, converters and all."""
-        sealed, columns = seal(self._subject, body), self._columns(sought, body)
+        columns = self._columns(sought, body)
+        add = self._keeping(sought, body, columns)
+
+        def also(tx: Transaction, settled: Settled) -> None:
+            add(tx, settled)
+            _keep_schema(tx, sought, columns)
+
+        return also
+
+    def _keeping(
+        self, sought: Sought, body: bytes, columns: Mapping[str, str]
+    ) -> Callable[[Transaction, Settled], None]:
+        sealed = seal(self._subject, body)
 
         def also(tx: Transaction, settled: Settled) -> None:
             usage = settled.usage
@@ -208,7 +238,6 @@ class Memos:
                 made=ledger.now_us(),
                 **columns,
             )
-            _keep_schema(tx, sought, columns)
 
         return also
 

@@ -6,15 +6,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from twolane.batch.deadline import within
+from twolane.batch.deadline import WALK_S, within
 from twolane.batch.items import Items, is_ours
 from twolane.domain.money import decimal_string
 from twolane.errors import OutOfTime
 from twolane.kernel import Kernel
 from twolane.rules import forecast
-
-WALK_S = 30.0
-"""How long an item may take to be walked without calling."""
 
 
 async def pilot(kernel: Kernel, items: Items, run_id: str, positions: Sequence[int]) -> dict[str, object] | None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from twolane.batch import run as runs
 from twolane.batch.again import check_agent
 from twolane.batch.answers import Shape, shapes_of
+from twolane.batch.deadline import WALK_S, within
 from twolane.batch.item import Item, Miss
 from twolane.batch.workflow import NeedsCall, Workflow
 from twolane.domain.document import Document
@@ -30,8 +31,6 @@ from twolane.rules import pricing
 from twolane.rules.fingerprint import NEVER
 from twolane.store import Row
 
-WALK_S = 30.0
-"""How long one item's walk may take: nothing is called, so only the workflow's own code takes time."""
 LOOK_BACK = 5
 """How many earlier runs of a workflow are looked through for the shape and the cost of its items."""
 AFTER = "unknown until a step before it has answered"
@@ -276,8 +275,7 @@ class _End(Enum):
 
 async def _walked(item: Item, story: Any) -> _End:  # Any: the flow's own awaitable
     try:
-        async with asyncio.timeout(WALK_S):
-            await story
+        await within(WALK_S, story, item)
         return _End.WHOLE
     except (KeyboardInterrupt, SystemExit):
         raise

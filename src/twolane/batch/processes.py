@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import json
 import os
 import queue
@@ -212,4 +211,4 @@ def _import(module: str, qualname: str, path: str) -> Callable[..., Any]:
     found: Any = sys.modules[_MAIN] if path else importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
-    return typing.cast(Callable[..., Any], inspect.unwrap(getattr(found, "function", found)))
+    return typing.cast(Callable[..., Any], getattr(found, "function", found))  # under its name stands the tool

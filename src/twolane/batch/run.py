@@ -29,6 +29,7 @@ from twolane.config import near
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin, Subject
+from twolane.domain.schema import problem_at
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.kernel.progress import status_of
@@ -41,7 +42,7 @@ log = logging.getLogger("twolane.batch")
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
-KINDS = ("handoff", "document", "request", "upstream", "budget", "workflow")
+KINDS = ("handoff", "document", "request", "upstream", "budget", "time", "workflow")
 """What sends an item to quarantine."""
 
 SLICE = 100
@@ -122,7 +123,7 @@ def input_of(flow: Workflow, source: Source) -> tuple[bytes | None, Problem | No
         revive_input(flow, source.id, orjson.dumps(row))
     except ValidationError as error:
         first = error.errors()[0]
-        return None, Problem("/" + "/".join(map(str, first["loc"])), first["msg"])
+        return None, problem_at(flow.takes, first["loc"], first["msg"])  # type: ignore[arg-type]  # a pydantic model here
     return orjson.dumps(row), None
 
 

@@ -1,41 +1,26 @@
-"""Tools: functions that a workflow calls as steps, `await do(tool, …)`. What becomes of one call.
-
-A plain function runs in a process of its own (`processes`), because only a process can be stopped at a timeout or by a
-switch whatever it does; an async function runs on the event loop and is cancelled. Like a model call, a tool call is
-announced by an intent, judged, and recorded with its time and its memo in one transaction; inside a run and an item a
-call that was answered is replayed.
+"""What a user writes: `@tool`, a function that a workflow calls as a step, `await do(tool, …)`; or a model, where its
+agent was given it. What becomes of a call is in `calls`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import time
 import typing
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import CodeType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
-from twolane.batch.processes import Broken, Processes
-from twolane.batch.workflow import Doable, NeedsCall
-from twolane.domain.canonical import canonical_json, commitment, digest
+from twolane.batch.workflow import Doable
+from twolane.domain.canonical import canonical_json, digest
 from twolane.domain.money import Money, named_currency
-from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Status, Subject
-from twolane.errors import ConfigError, HandoffRefused, Killed, Problem
-from twolane.kernel import Kernel, ledger, new_id
-from twolane.kernel.treasury import count, leaf_amount
-from twolane.store import Transaction, gather
-from twolane.store.vault import seal, unseal
+from twolane.errors import ConfigError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-STOP_S = 5.0
-"""How long an async tool may take to end when it is told to."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +39,34 @@ class Tool(Doable[P, T]):
     def is_async(self) -> bool:
         """Whether it runs on the event loop."""
         return inspect.iscoroutinefunction(self.function)
+
+    @cached_property
+    def code(self) -> str:
+        """A digest of what the function does, so that a changed tool is asked anew. Comments, and where it stands, do
+        not count; nor does what it calls or closes over."""
+
+        def told(code: CodeType) -> list[object]:
+            constants = [told(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
+            return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
+
+        functions = (self.function, inspect.unwrap(self.function))  # a decorator's wrapper, and what it wraps
+        return digest(canonical_json([told(each.__code__) for each in functions if inspect.isfunction(each)]))
+
+    @cached_property
+    def arguments(self) -> type[BaseModel]:
+        """Its arguments as a model, for whoever has them as JSON."""
+        parameters = inspect.signature(self.function).parameters
+        fields: dict[str, Any] = {
+            name: (self.takes[name], ... if each.default is inspect.Parameter.empty else each.default)
+            for name, each in parameters.items()
+        }
+        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+
+    def definition(self) -> dict[str, object]:
+        """What a model is told of it."""
+        told = {"name": self.name, "parameters": self.arguments.model_json_schema()}
+        words = inspect.getdoc(self.function)
+        return {"type": "function", "function": {**told, "description": words} if words else told}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T | Coroutine[Any, Any, T]:
         """The function itself, for tests."""
@@ -85,6 +98,8 @@ def tool(*, pure: bool = False, timeout_s: float = 60.0, price: str | None = Non
         Money.parse(price, named_currency(price) or "USD")
 
     def make(function: Callable[..., Any]) -> Tool[..., Any]:  # Any: `_Make` says it precisely
+        if not inspect.isfunction(function):
+            raise ConfigError(f"{function!r} is no function, so it cannot be a tool", hint="Write one that calls it")
         own_name = name or function.__name__
         hints = _annotations(own_name, function)
         returns = TypeAdapter(hints.pop("return"))
@@ -112,312 +127,5 @@ def _annotations(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _code_digest(function: Callable[..., Any]) -> str:
-    """A digest of what the function does, so that a changed tool is asked anew. Comments, and where it stands, do not
-    count; nor does what it calls."""
-
-    def told(code: CodeType) -> list[object]:
-        constants = [told(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
-        return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
-
-    return digest(canonical_json(told(inspect.unwrap(function).__code__)))
-
-
 def _constant(value: object) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
-
-
-class ToolCall(Generic[T]):
-    """One call of a tool by one item, as far as it is known before it is made."""
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        origin: Origin,
-        subject: Subject,
-        tool: Tool[..., T],
-        arguments: inspect.BoundArguments,
-        *,
-        drawn: str,
-        again: str = "",
-    ) -> None:
-        """`drawn` is where the answers of a tool that is not pure are replayed; `again` is there when a person had it
-        asked again."""
-        self._kernel, self._origin, self._subject, self._tool = kernel, origin, subject, tool
-        arguments.apply_defaults()
-        self._arguments = arguments.arguments
-        try:
-            told = {name: to_jsonable_python(value) for name, value in self._arguments.items()}
-            self._asked = canonical_json(told)
-            drawn = "" if tool.is_pure else drawn
-            made_by = {"format": 1, "tenant": origin.tenant, "tool": tool.name, "code": _code_digest(tool.function)}
-            salt = {"again": again} if again else {}
-            asked = canonical_json({**made_by, **salt, "arguments": told, "sample": drawn})
-        except (ValueError, PydanticSerializationError) as error:
-            raise HandoffRefused(
-                tool.name, [Problem("", f"its arguments cannot be written as JSON: {error}")]
-            ) from None
-        self.fingerprint, self._is_again = kernel.vault.keyed(asked), bool(again)
-
-    def why(self) -> str:
-        """Why there is no memo, in words."""
-        return "asked again on purpose" if self._is_again else "never used with these arguments by this code"
-
-    @property
-    def pico(self) -> int:
-        """What a call costs, in picounits."""
-        price = self._tool.price
-        return 0 if price is None else Money.parse(price, self._kernel.config.currency).pico
-
-    async def perform(self, processes: Processes, *, is_plan: bool) -> T:
-        """The answer: from its memo, or from the tool.
-
-        Raises:
-            HandoffRefused: it raised, took too long, or gave something else than it says.
-            BudgetExceeded, SwitchTripped, Killed: see `kernel.step`.
-        """
-        memo = await self._memo()
-        if memo is not None:
-            value, step, body = memo
-            if not is_plan:
-                self._kernel.switches.check(self._origin.scopes())
-                self._note_reuse(step, body)
-            return value
-        if is_plan:
-            raise NeedsCall(self._tool.name)
-        return await self._call(processes)
-
-    # ── memos ──
-
-    async def _memo(self) -> tuple[T, str, bytes] | None:
-        row = await self._kernel.lookups.one("memos", self.fingerprint)
-        if row is None:
-            return None
-        body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
-        try:
-            return self._tool.returns.validate_json(body), row["step"], body
-        except ValidationError:
-            return None  # what it returns has another type by now
-
-    def _note_reuse(self, of_step: str, body: bytes) -> None:
-        fields = self._fields(new_id()) | {"status": Status.REUSED, "of": of_step, "cost_pico": 0, "total_us": 0}
-        fields |= {"output_digest": commitment(self._subject.salt, body), "at_us": ledger.now_us()}
-
-        def work(tx: Transaction) -> None:
-            ledger.append(tx, fields)
-            count(tx, fields, pico=0)
-
-        self._kernel.store.submit(work).add_done_callback(_notice)
-
-    # ── the call ──
-
-    async def _call(self, processes: Processes) -> T:
-        kernel, scopes, step = self._kernel, self._origin.scopes(), new_id()
-        pico = self.pico
-        running = _Running(self, processes)
-        status, reason, body = Status.CANCELLED, "", b""
-        is_intended = True
-        try:
-            kernel.switches.started(step, scopes, running.kill)
-            fields = self._fields(step)
-            intent = {**{k: fields[k] for k in _NAMED}, "kind": "intent", "at_us": ledger.now_us()}
-            try:
-                await kernel.treasury.reserve(
-                    step, scopes, _priced(pico), Price(0, pico, overhead_tokens=0),
-                    may_shrink=False, entry=fields, intent=intent,
-                )  # fmt: skip
-            except Exception:
-                is_intended = False  # refused: nothing is held, and nothing was announced
-                raise
-            kernel.switches.check(scopes)
-            body = await running.answer()
-            value = self._tool.returns.validate_json(body)
-            status = Status.OK
-        except ValidationError as error:
-            status, reason = Status.REFUSED, "handoff refused: not what it says it returns"
-            raise HandoffRefused(self._tool.name, [Problem("", _first_problem(error))]) from None
-        except Broken as error:
-            status, reason = (Status.REFUSED if error.is_reply else Status.FAILED), f"the tool {error.public}"
-            raise HandoffRefused(self._tool.name, [Problem("", f"it {error}")]) from None
-        except Killed as error:
-            status, reason = Status.KILLED, str(error)
-            raise
-        finally:
-            kernel.switches.ended(step)
-            recorded = None
-            if is_intended:
-                recorded = self._record(step, running, status=status, reason=reason, pico=pico, body=body)
-            else:
-                kernel.treasury.release(step, scopes)
-        if recorded is not None:
-            await recorded
-        return value
-
-    def _record(
-        self, step: str, running: _Running[T], *, status: Status, reason: str, pico: int, body: bytes
-    ) -> asyncio.Future[None]:
-        """Settle and append, in one message to the writer and without an await."""
-        if not running.has_begun:
-            status, pico = (status if status is Status.KILLED else Status.UNREACHED), 0
-        fields = self._fields(step) | {
-            "status": status,
-            "reason": reason[:500] or None,
-            "at_us": ledger.now_us(),
-            "cost_pico": leaf_amount(pico),
-            "queued_us": running.queued_us,
-            "total_us": running.total_us,
-            "output_digest": commitment(self._subject.salt, body) if body else None,
-        }
-        end_hold = self._kernel.treasury.ending(step, self._origin.scopes(), pico=pico, tokens=0)
-        sealed = seal(self._subject, body) if status is Status.OK else None
-
-        def work(tx: Transaction) -> None:
-            end_hold(tx)
-            ledger.append(tx, fields)
-            count(tx, fields, pico=pico)
-            if sealed is not None:
-                gather(
-                    tx,
-                    "add_memo",
-                    fingerprint=self.fingerprint,
-                    subject=self._subject.id,
-                    body=tx.run("add_body", subject=self._subject.id, sealed=sealed),
-                    step=step,
-                    input_tokens=0,
-                    output_tokens=0,
-                    cost_pico=pico,
-                    total_us=running.total_us,
-                    agent="",  # found by its fingerprint alone
-                    parts="{}",
-                    loose="",
-                    answer="",
-                    made=ledger.now_us(),
-                )
-
-        recorded = self._kernel.store.submit(work)
-        recorded.add_done_callback(_notice)
-        return recorded
-
-    def _fields(self, step: str) -> dict[str, object]:
-        """The identity of a call, as its leaf holds it."""
-        origin = self._origin
-        return {
-            "v": 1,
-            "kind": "step",
-            "op": Kind.TOOL,
-            "step": step,
-            "attempt": 1,
-            "tenant": origin.tenant,
-            "lane": Lane.BATCH,
-            "run": origin.run,
-            "item": self._subject.id,
-            "workflow": origin.workflow,
-            "agent": origin.agent,
-            "input_tokens": 0,
-            "output_tokens": 0,
-            "currency": self._kernel.config.currency,
-            "input_digest": commitment(self._subject.salt, self._asked),
-        }
-
-    async def run_here(self) -> bytes:
-        """Call an async tool on this event loop; its answer as JSON."""
-        try:
-            value = await self._tool.function(**self._arguments)  # type: ignore[misc]  # an async one
-        except Exception as error:
-            raise Broken(f"raised {type(error).__name__}: {error}", f"raised {type(error).__name__}") from error
-        try:
-            return self._tool.returns.dump_json(value, warnings="error", by_alias=True)
-        except PydanticSerializationError as error:
-            raise Broken(f"gave something else than it says it returns: {error}", "gave a wrong type", True) from None
-
-    async def run_apart(self, processes: Processes, begun: Callable[[], None]) -> bytes:
-        """Call a plain function in a process of its own."""
-        return await processes.call(self._tool.function, self._asked, timeout_s=self._tool.timeout_s, begun=begun)
-
-    @property
-    def tool(self) -> Tool[..., T]:
-        """What is called."""
-        return self._tool
-
-
-_NAMED = ("v", "step", "attempt", "tenant", "run", "item", "agent")
-
-
-class _Running(Generic[T]):
-    """A tool at work: what a switch and the clock end."""
-
-    def __init__(self, call: ToolCall[T], processes: Processes) -> None:
-        self._call, self._processes = call, processes
-        self._task: asyncio.Task[bytes] | None = None
-        self._killed: Killed | None = None
-        self._asked, self._began, self._ended = time.monotonic(), 0.0, 0.0
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the function was called."""
-        return self._began > 0
-
-    @property
-    def queued_us(self) -> int:
-        """Microseconds until it was called."""
-        return int(((self._began or self._ended) - self._asked) * 1e6) if self._ended else 0
-
-    @property
-    def total_us(self) -> int:
-        """Microseconds it was at work."""
-        return int((self._ended - self._began) * 1e6) if self.has_begun else 0
-
-    def kill(self, scope: str, cause: str) -> None:
-        """A switch tripped."""
-        self._killed = Killed(scope, cause)
-        if self._task is not None:
-            self._task.cancel()
-
-    def _begin(self) -> None:
-        self._began = time.monotonic()
-
-    async def answer(self) -> bytes:
-        """Its answer as JSON.
-
-        Raises:
-            Broken: it raised, took too long, died, or gave something else than it says.
-            Killed: a switch ended it.
-        """
-        tool = self._call.tool
-        if self._killed is not None:
-            raise self._killed
-        if tool.is_async:
-            self._begin()
-            self._task = asyncio.ensure_future(self._call.run_here())
-            patience_s: float | None = tool.timeout_s
-        else:
-            self._task = asyncio.ensure_future(self._call.run_apart(self._processes, self._begin))
-            patience_s = None  # counted from the moment the function is called
-        try:
-            await asyncio.wait([self._task], timeout=patience_s)
-        finally:
-            if not self._task.done():
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=STOP_S)
-            self._ended = time.monotonic()
-        if self._killed is not None:
-            raise self._killed
-        if not self._task.done() or self._task.cancelled():
-            raise Broken(f"did not end within {tool.timeout_s:g} s", f"did not end within {tool.timeout_s:g} s")
-        return self._task.result()
-
-
-def _priced(pico: int) -> ModelCall:
-    """A tool call as the treasury knows calls: nothing in, and its price as that of one token out."""
-    return ModelCall((), "", 1 if pico else 0)
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"it gave something else than it says it returns: {'/'.join(map(str, first['loc'])) or '/'}: {first['msg']}"
-
-
-def _notice(recorded: asyncio.Future[None]) -> None:
-    """Nobody may wait for it: mark its error as seen."""
-    if not recorded.cancelled():
-        recorded.exception()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from twolane.batch.item import Item
+    from twolane.batch.tools import Tool
 
     # `Workflow` alone, as most annotations say it, is one of any input and result.
     V = ParamSpecWithDefault("V", default=...)
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 else:
     V, W = ParamSpec("V"), TypeVar("W", bound=BaseModel)
 
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Given = TypeVar("Given")
 Told = TypeVar("Told", bound=BaseModel)
 
@@ -100,6 +103,8 @@ class Agent(Doable[P, R]):
     repairs: int
     check: Callable[..., object] | None = None
     """What a reply must pass beside its schema; see `checked`."""
+    tools: tuple[Tool[..., Any], ...] = ()
+    """What the model may call before it replies; nothing by default."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Prompt:
         """Its prompt: agents need no model to be tested.
@@ -141,18 +146,31 @@ class Agent(Doable[P, R]):
 
 
 def agent(
-    *, returns: type[R], route: str = "auto", allowance: str | None = None, repairs: int = 1, name: str | None = None
+    *,
+    returns: type[R],
+    route: str = "auto",
+    allowance: str | None = None,
+    repairs: int = 1,
+    name: str | None = None,
+    tools: Sequence[Tool[..., Any]] = (),
 ) -> Callable[[Callable[P, Prompt]], Agent[P, R]]:
     """Make a function an agent.
 
     `allowance` ("$0.02") is the most money that one step, repairs included, may reserve; `repairs` is how often a
-    refused reply is asked for again, with the problems named.
+    refused reply is asked for again, with the problems named. `tools` are what the model may call before it replies,
+    each call a step of its own; see `conversation`.
 
     Raises:
         UsageError: the allowance is not an amount of money.
-        ConfigError: no reply could ever fit `returns`, `repairs` is below 0, or the function is async.
+        ConfigError: no reply could ever fit `returns`, `repairs` is below 0, the function is async, two tools have the
+            same name, or one has a name that models cannot be told.
     """
 
+    names = [tool.name for tool in tools]
+    if wrong := [each for each in names if names.count(each) > 1 or not _TOOL_NAME.fullmatch(each)]:
+        raise ConfigError(
+            f"the tool name {wrong[0]!r} stands twice, or is not made of up to 64 letters, digits, dashes, underscores"
+        )
     if allowance is not None:
         Money.parse(allowance, named_currency(allowance) or "USD")
     if repairs < 0:
@@ -166,7 +184,7 @@ def agent(
             )
         if returns.__pydantic_complete__:  # else a type it names is defined further down: it is read at its first use
             reply_schema(returns)
-        return Agent(name or prompt.__name__, prompt, returns, route, allowance, repairs)
+        return Agent(name or prompt.__name__, prompt, returns, route, allowance, repairs, tools=tuple(tools))
 
     return make
 

@@ -114,19 +114,25 @@ def revive(
         value = model.model_validate(instance)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        return Judged(None, tuple(_problem(model, item["loc"], item["msg"]) for item in found[:MAX_PROBLEMS]))
+        return Judged(None, tuple(problem_at(model, item["loc"], item["msg"]) for item in found[:MAX_PROBLEMS]))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a validator is the user's code: whatever it raises, it said no
         return _refused(f"its validators raised {_words_of(error)}")
     unplaced = _unplaced(value, model, sources)
     if unplaced:
         return Judged(None, unplaced)
+    problem = objection(value, check)
+    return Judged(None, (problem,)) if problem else Judged(value)
+
+
+def objection(value: R, check: Callable[[R], object] | None) -> Problem | None:
+    """What a check has against a reply that is good in itself."""
     try:
-        if check is not None and check(value) is False:
-            return _refused("its check refused it without a word")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the same
+        if check is None or check(value) is not False:
+            return None
+        said = ""
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code: whatever it raises, it said no
         said = str(error) if isinstance(error, ValueError | AssertionError) else _words_of(error)
-        return _refused(said or "its check refused it without a word")
-    return Judged(value)
+    return Problem("", _short(said or "its check refused it without a word"))
 
 
 def quotes_in(value: object, path: Path = ()) -> Iterator[tuple[Path, Quote]]:
@@ -176,9 +182,9 @@ def _misfits(instance: object, model: type[BaseModel], *, first_only: bool) -> t
         try:
             validator.validate(instance)
         except jsonschema_rs.ValidationError as error:
-            return (_problem(model, error.instance_path, error.message),)
+            return (problem_at(model, error.instance_path, error.message),)
     found = itertools.islice(validator.iter_errors(instance), MAX_PROBLEMS)
-    return tuple(_problem(model, error.instance_path, error.message) for error in found)
+    return tuple(problem_at(model, error.instance_path, error.message) for error in found)
 
 
 def _strict(schema: Any) -> Any:  # Any: JSON
@@ -206,7 +212,7 @@ def _unplaced(value: BaseModel, model: type[BaseModel], sources: Sequence[Docume
     words = "the quoted passage is not in the document: quote it word for word"
     if not sources:
         words = "there is no document to quote from: the agent was given none"
-    missing = (_problem(model, path, words) for path, quote in quotes if not _place(quote, sources))
+    missing = (problem_at(model, path, words) for path, quote in quotes if not _place(quote, sources))
     return tuple(itertools.islice(missing, MAX_PROBLEMS))
 
 
@@ -279,10 +285,10 @@ def _refused(words: str) -> Judged[Any]:  # Any: there is no value
     return Judged(None, (Problem("", _short(words)),))
 
 
-def _problem(model: type[BaseModel], path: Iterable[object], words: str) -> Problem:
+def problem_at(model: type[BaseModel], path: Iterable[object], words: str) -> Problem:
     """A problem whose pointer holds names of the schema only: pointers enter the ledger, and a key that the reply made
     up may say anything. Such a key is `*`, and stands among the words."""
-    own, pointer, keys = _names(model), "", []
+    own, pointer, keys = _names(model), "", list[str]()
     for part in path:
         is_known = isinstance(part, int) or part in own
         if not is_known:
@@ -306,8 +312,11 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
                 for part in schema:
                     yield from named(part)
 
-    by_name = model.model_json_schema(by_alias=False)
-    return frozenset(name for schema in (reply_schema(model).schema, by_name) for name in named(schema))
+    try:
+        schemas = [model.model_json_schema(by_alias=is_alias) for is_alias in (True, False)]
+    except (PydanticUserError, PydanticInvalidForJsonSchema):  # a model of inputs may hold what JSON has no word for
+        return frozenset(model.model_fields)
+    return frozenset(name for schema in schemas for name in named(schema))
 
 
 def _short(text: str) -> str:

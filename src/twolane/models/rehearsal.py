@@ -22,6 +22,9 @@ WHAT is one of
     no-usage              no usage is reported
     wrong-usage           a tenth of the tokens is reported
 
+Where a call has tools, a reply that is a JSON object of `tool_calls` alone asks for them:
+`{"tool_calls": [{"name": "rate_of", "arguments": {"country": "PL"}}]}`; arguments that are a text are sent as they are.
+
 A call of kind `embeddings` gets the vectors of `models.vectors`, and of the faults what can befall one document.
 """
 
@@ -210,7 +213,15 @@ class Rehearsal:
         self, call: ModelCall, number: int, fault: Fault | None, stream: MadeStream
     ) -> AsyncIterator[bytes]:
         trouble = fault.trouble if fault is not None else None
-        words = _WORDS.findall(self._reply(call, number))
+        reply = self._reply(call, number)
+        if trouble is None and (asked := _tool_calls(call, reply)):
+            await stream.pause(self.script.first_token_s)
+            if not _is_over(stream):
+                chunks = Chunks(call.model)
+                yield chunks.tool_calls(asked) + chunks.chunk(finish_reason="tool_calls")
+                yield chunks.usage(self._usage(call, len(_WORDS.findall(reply)), is_wrong=False)) + DONE
+            return
+        words = _WORDS.findall(reply)
         if trouble is Trouble.MALFORMED:
             words = _WORDS.findall(_half("".join(words)))
         wanted = words[: call.max_tokens]
@@ -290,6 +301,17 @@ class Rehearsal:
         if reply:
             return reply[(number - 1) % len(reply)]
         return instance_for(call, self.script.seed) if call.schema is not None else DEFAULT_REPLY
+
+
+def _tool_calls(call: ModelCall, reply: str) -> list[tuple[str, str]]:
+    """The calls a reply stands for, by name and arguments; none where it is a text, or the call has no tools."""
+    if "tools" not in call.extras or not reply.startswith('{"tool_calls"'):
+        return []
+    asked = orjson.loads(reply)["tool_calls"]
+    return [
+        (each["name"], told if isinstance(told := each["arguments"], str) else orjson.dumps(told).decode())
+        for each in asked
+    ]
 
 
 def instance_for(call: ModelCall, seed: int = 0) -> str:

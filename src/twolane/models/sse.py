@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import orjson
@@ -48,6 +48,15 @@ class Chunks:
         if content is not None:
             delta["content"] = content
         return self._event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}])
+
+    def tool_calls(self, calls: Sequence[tuple[str, str]]) -> bytes:
+        """Calls of tools, each with its name and its arguments as JSON, whole."""
+        told = [
+            {"index": at, "id": f"call_{at}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for at, (name, arguments) in enumerate(calls)
+        ]
+        delta = {"role": "assistant", "content": None, "tool_calls": told}
+        return self._event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk before `DONE`: no choices, only counts."""

@@ -44,6 +44,10 @@ class Asked:
     temperature: float
     sample: str
     again: str = ""
+    tools: Sequence[Mapping[str, object]] = ()
+    """What the model is told that it may call."""
+    turns: Sequence[Mapping[str, object]] = ()
+    """What followed the messages in a conversation with tools: its calls, and what they gave."""
 
     def canonical(self) -> bytes:
         """Canonical bytes of all of it; the caller keys and hashes them.
@@ -64,6 +68,8 @@ class Asked:
         }
         if self.again:
             asked["again"] = self.again
+        if self.tools:
+            asked |= {"tools": _canonical(list(self.tools)), "turns": _canonical(list(self.turns))}
         try:
             return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError as error:
@@ -73,7 +79,8 @@ class Asked:
         """What it is made of beside the schema, each part on its own, so that a change can be named. For what has a
         canonical form: it is written here without looking for one."""
         first, *middle, last = self.messages if len(self.messages) > 1 else (Message("", ""), *self.messages)
-        return {
+        talk = {"tools": _canonical(list(self.tools)), "turns": _canonical(list(self.turns))} if self.tools else {}
+        return {name: orjson.dumps(part) for name, part in talk.items()} | {
             "prompt": orjson.dumps([first.role, first.content, last.role, last.content]),
             "passages": orjson.dumps([[each.role, each.content] for each in middle]),
             "route": orjson.dumps(list(self.candidates), option=orjson.OPT_SORT_KEYS),
@@ -93,6 +100,8 @@ _WORDS = {
     "schema": "its schema changed",
     "route": "its route's models changed",
     "sampling": "its sampling changed",
+    "tools": "its tools changed",
+    "turns": "its conversation went another way",
     "sample": "never asked for this sample",
 }
 

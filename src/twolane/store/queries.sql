@@ -357,6 +357,10 @@ UPDATE run SET attempt = attempt + 1 WHERE id = :id AND owner = :owner;
 -- Ask whoever works on a run to stop; the first reason counts.
 UPDATE run SET stop = :stop WHERE id = :id AND status = 'running' AND stop IS NULL;
 
+-- name: forget_stop
+-- A person wants it to go on, whatever its workers were told before they died.
+UPDATE run SET stop = NULL, deaths = 0 WHERE id = :id;
+
 -- name: stop_run
 -- queued | running, but nobody runs it -> stopped.
 UPDATE run SET status = 'stopped', reason = :reason, ended = :now, owner = '' WHERE id = :id;

@@ -126,11 +126,20 @@ class SQLiteStore:
     # ── reading ──
 
     def one(self, query: str, **values: Value) -> Row | None:
-        row: Row | None = self._reader().execute(self._queries[query], values).fetchone()
+        try:
+            row: Row | None = self._reader().execute(self._queries[query], values).fetchone()
+        except sqlite3.Error as error:
+            raise self._unread(error) from error
         return row
 
     def all(self, query: str, **values: Value) -> Sequence[Row]:
-        return self._reader().execute(self._queries[query], values).fetchall()
+        try:
+            return self._reader().execute(self._queries[query], values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unread(error) from error
+
+    def _unread(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"the store {self.path} could not be read: {error}")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -277,7 +286,9 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+    # Made by now: one that is gone must not be put in its place again, empty.
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")
