@@ -41,8 +41,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Counting]:
             body = tx.run("add_body", subject="s", sealed=f"body {number}".encode())
             tx.run(
                 "add_memo", fingerprint=f"f{number}", subject="s", body=body, step=f"step {number}",
-                input_tokens=1, output_tokens=1, cost_pico=1, total_us=1, agent="a",
-                parts="{}", loose="", answer="", made=1,
+                input_tokens=1, output_tokens=1, cost_pico=1, total_us=1, agent="a", parts="{}", loose="",
+                answer="", made=1,
             )  # fmt: skip
 
     await store.write(work)
@@ -68,8 +68,8 @@ async def test_what_is_asked_later_sees_what_was_written_meanwhile(store: Counti
         body = tx.run("add_body", subject="s", sealed=b"late")
         tx.run(
             "add_memo", fingerprint="later", subject="s", body=body, step="x",
-            input_tokens=1, output_tokens=1, cost_pico=1, total_us=1, agent="a",
-                parts="{}", loose="", answer="", made=1,
+            input_tokens=1, output_tokens=1, cost_pico=1, total_us=1, agent="a", parts="{}", loose="",
+            answer="", made=1,
         )  # fmt: skip
 
     await store.write(work)

@@ -135,9 +135,7 @@ class Item:
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
-        if (
-            self._given_up.is_set()
-        ):  # whoever is deaf to the cancellation asks on: an error here he might be deaf to as well
+        if self._given_up.is_set():  # who is deaf to the cancellation might be deaf to an error as well, and ask on
             await asyncio.get_running_loop().create_future()
         match act:
             case Agent():

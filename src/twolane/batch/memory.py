@@ -266,8 +266,9 @@ class Memory(Generic[T]):
 
     def _refused(self, error: ValidationError) -> HandoffRefused:
         first = error.errors()[0]
-        pointer = "".join(f"/{part}" for part in first["loc"])
-        return HandoffRefused(f"memory {self._place.name}", [Problem(pointer, first["msg"])])
+        # In words: a key may quote a document, and a pointer enters the ledger.
+        where = "".join(f"/{part}" for part in first["loc"])
+        return HandoffRefused(f"memory {self._place.name}", [Problem("", f"at {where or '/'}: {first['msg']}")])
 
 
 class Reader:
