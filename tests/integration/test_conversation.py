@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from twolane import Document, Item, Platform, Prompt, RunSummary, Workflow, agent, tool, workflow
 from twolane.batch import run as runs
 from twolane.batch.conversation import MAX_TURNS
+from twolane.batch.diff import compare
 from twolane.domain.records import ModelCall
 from twolane.errors import ConfigError
 from twolane.testing import Rehearsal
@@ -257,3 +259,38 @@ def test_tools_of_an_agent_have_names_of_their_own_that_a_model_can_be_told() ->
     for tools in ([rate_of, rate_of], [named]):
         with pytest.raises(ConfigError, match="stands twice, or is not made of"):
             agent(returns=Verdict, tools=tools)
+
+
+# ── planned, forked, asked again ──
+
+
+async def test_a_conversation_is_planned_forked_and_asked_again_like_any_step() -> None:
+    rehearsal = Rehearsal(clerk=by_turn([("rate_of", {"country": "PL"})], REPLY))
+    async with rehearsal as platform:
+        first = (await run(platform)).run
+        plan = await platform.plan_run(first, flow=judge)
+        assert (plan.calls, {name: each.reused for name, each in plan.agents.items()}) == (
+            0,
+            {"clerk": 2, "rate_of": 1},
+        )
+        fork = await platform.work(await platform.fork(first, flow=judge), flow=judge)
+        assert (fork.calls, CALLED) == (0, ["PL 2026"])
+        told = compare(platform.kernel, first, fork.run)
+        assert {name: (each.same, each.changed) for name, each in told.agents.items()} == {
+            "clerk": (1, 0), "rate_of": (1, 0),
+        }  # fmt: skip
+        again = await platform.plan_run(first, from_agent="clerk", flow=judge)
+        assert again.agents["clerk"].why == {
+            "asked again on purpose": 1,
+            "unknown until a step before it has answered": 1,
+        }
+        await platform.prepare_resume(first, from_agent="clerk")
+        await platform.work(first, flow=judge)
+        assert (rehearsal.requests("clerk"), CALLED) == (4, ["PL 2026"])
+
+        @workflow(version="1", name="judge")
+        async def with_one_tool(document: Document, do: Item) -> Verdict:
+            return await do(replace(clerk, tools=(rate_of,)), document)
+
+        plan = await platform.plan_run(fork.run, flow=with_one_tool)
+        assert next(iter(plan.agents["clerk"].why)).startswith("its tools changed")

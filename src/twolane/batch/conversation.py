@@ -128,7 +128,7 @@ class Conversation(Generic[R]):
         turn = self._read(orjson.loads(memo.body))
         if turn.problems or not (turn.calls or self._judged(turn).value is not None):
             return None
-        item.hits.append(agent.name)
+        item.hits.append(item._as(agent.name).agent)
         if not item._is_plan:
             item._kernel.switches.check(item._origin.scopes())
             item._memos.reuse(memo, sought, self._request(agent))

@@ -234,7 +234,7 @@ class Item:
     def _missed(self, sought: Sought, request: Request) -> NeedsCall:
         """While planning: remember a step that would have to call."""
         self.misses.append(Miss(request.origin.agent, partial(self._memos.why, sought), request))
-        return NeedsCall(sought.agent.name)
+        return NeedsCall(request.origin.agent)
 
     async def _use(self, call: ToolCall[Any], name: str) -> Any:  # Any: what the tool says it gives
         try:

@@ -203,8 +203,7 @@ class Memos:
 
     def keep_turn(self, sought: Sought, body: bytes) -> Callable[[Transaction, Settled], None]:
         """The same for a turn, which is found by its fingerprint alone: what came before it is part of that."""
-        alone = {"agent": "", "parts": "{}", "loose": "", "answer": self._kernel.vault.mark(body)}
-        return self._keeping(sought, body, alone)
+        return self._keeping(sought, body, self._columns(sought, body) | {"loose": ""})
 
     def keep(self, sought: Sought, body: bytes) -> Callable[[Transaction, Settled], None]:
         """What a step commits beside its record: the accepted reply and the memo. The reply and not the value made

@@ -79,7 +79,8 @@ class Asked:
         """What it is made of beside the schema, each part on its own, so that a change can be named. For what has a
         canonical form: it is written here without looking for one."""
         first, *middle, last = self.messages if len(self.messages) > 1 else (Message("", ""), *self.messages)
-        return {
+        talk = {"tools": _canonical(list(self.tools)), "turns": _canonical(list(self.turns))} if self.tools else {}
+        return {name: orjson.dumps(part) for name, part in talk.items()} | {
             "prompt": orjson.dumps([first.role, first.content, last.role, last.content]),
             "passages": orjson.dumps([[each.role, each.content] for each in middle]),
             "route": orjson.dumps(list(self.candidates), option=orjson.OPT_SORT_KEYS),
@@ -99,6 +100,8 @@ _WORDS = {
     "schema": "its schema changed",
     "route": "its route's models changed",
     "sampling": "its sampling changed",
+    "tools": "its tools changed",
+    "turns": "its conversation went another way",
     "sample": "never asked for this sample",
 }
 

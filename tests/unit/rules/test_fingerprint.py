@@ -75,6 +75,8 @@ PARTS = {"prompt": "p", "passages": "d", "schema": "s", "route": "r", "sampling"
         ({"sampling": "u"}, "its sampling changed"),
         ({"sample": "1"}, "never asked for this sample"),
         ({"again": "r1"}, "asked again on purpose"),
+        ({"tools": "w"}, "its tools changed"),
+        ({"turns": "w"}, "its conversation went another way"),
         ({"prompt": "q", "input facts": "h"}, "its input changed (facts of extractor)"),
         ({"prompt": "q", "input rules": "h"}, "its input changed (rules)"),
         ({"passages": "e", "input facts": "h", "schema": "z"},
