@@ -29,6 +29,7 @@ from twolane.config import Config
 from twolane.errors import ConfigError, StoreError
 from twolane.kernel import Kernel, ledger
 from twolane.store import Row, Transaction
+from twolane.store.presence import Presence
 
 if TYPE_CHECKING:  # the durable engine takes a second to import
     from twolane.batch.queue import Chunk, Queue
@@ -75,6 +76,7 @@ class Worker:
 
         kernel, began = self.kernel, time.monotonic()
         await self._take()
+        lost = _Lost(kernel.presence)
         try:
             opened = await Queue.open(
                 queue_address(kernel.config),
@@ -93,8 +95,10 @@ class Worker:
             self._items.halt(Stop(STOPPED, f"store: {error}"))
         except BaseException as error:
             self._items.halt(Stop(STOPPED, f"interrupted: {error or type(error).__name__}"))
+            lost.explain(self.run_id, error)
             raise
         finally:
+            lost.forget()
             await self._items.aclose()
             if self._attempt:
                 await self._end(time.monotonic() - began)
@@ -312,6 +316,34 @@ class Worker:
     def _queued_of(self, chunk: Chunk) -> list[int]:
         rows = self.kernel.store.all("items", run=self.run_id, first=chunk.first, last=chunk.last)
         return [row["position"] for row in rows if row["status"] == "queued"]
+
+
+class _Lost:
+    """Cancels the task that made it once this process may count as dead: its calls may be another's by then."""
+
+    def __init__(self, presence: Presence) -> None:
+        self._presence, self._task, self._is_lost = presence, asyncio.current_task(), False
+        presence.on_lost = self._lose
+
+    def _lose(self) -> None:
+        self._is_lost = self._task is not None and self._task.cancel()
+
+    def explain(self, run: str, error: BaseException) -> None:
+        """Raise what a cancellation of ours means.
+
+        Raises:
+            StoreError: this process could not say that it lives.
+        """
+        if self._is_lost and isinstance(error, asyncio.CancelledError):
+            raise StoreError(
+                f"run {run}: this process could not write to its store for so long that others may have taken its part "
+                "over: all that it had under way was closed. See that the store can be written, and go on with: "
+                f"twolane run resume {run}"
+            ) from None
+
+    def forget(self) -> None:
+        """From now on nothing is cancelled."""
+        self._presence.on_lost = lambda: None
 
 
 def queue_address(config: Config) -> Path | str:
