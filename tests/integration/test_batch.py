@@ -497,10 +497,10 @@ async def test_a_result_that_cannot_be_shown_quarantines_its_item_and_a_table_th
 
 async def test_a_budget_stops_the_run_keeps_what_was_paid_and_lets_it_go_on_when_raised() -> None:
     async with Rehearsal(SCRIPT, slots=2) as platform:
-        limit = Decimal("0.0001")
+        limit = Decimal("0.00005")
         summary = await platform.run(AUDIT, documents(12), budget=str(limit))
         assert (summary.status, summary.exit_code) == ("stopped", 3)
-        assert summary.reason.startswith(f"budget: run:{summary.run}: budget $0.0001 reached")
+        assert summary.reason.startswith(f"budget: run:{summary.run}: budget $0.00005 reached")
         assert 0 < Decimal(summary.cost) <= limit
         assert 0 < summary.items["done"] < 12
         assert summary.items["quarantined"] == 0
@@ -514,6 +514,16 @@ async def test_a_budget_stops_the_run_keeps_what_was_paid_and_lets_it_go_on_when
         assert set(paid.values()) == {1}
         assert len(paid) == 48
         assert platform.verify().ok
+
+
+async def test_a_budget_that_pays_for_all_calls_is_not_broken_by_the_bounds_of_those_in_flight() -> None:
+    async with Rehearsal(SCRIPT, slots=8) as platform:
+        free = await platform.run(AUDIT, documents(12))
+    limit = Decimal(free.cost) * 2
+    async with Rehearsal(SCRIPT, slots=8) as platform:
+        summary = await platform.run(AUDIT, documents(12), budget=str(limit))
+        assert (summary.status, summary.items["done"]) == ("done", 12), summary.reason
+        assert Decimal(summary.cost) <= limit
 
 
 async def test_a_budget_of_each_item_quarantines_the_item_and_not_the_run() -> None:

@@ -42,7 +42,7 @@ LOOK_S = 0.1
 """How often a worker looks who is alive and whether it shall stop."""
 SUSPECT = 2
 """Deaths in a row without a new answer after which a chunk is split, to find the item that kills its workers."""
-TRIALS = 2
+TRIALS = 3
 """Deaths over one item with nothing beside it after which it is quarantined."""
 
 

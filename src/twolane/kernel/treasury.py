@@ -77,6 +77,16 @@ class _Parked:
     """Another process has still to answer whether any of it is free."""
 
 
+class _Held:
+    """It does not fit beside what is held now, but it may beside what of that will be spent: who waits as long as it
+    takes asks again."""
+
+
+HELD = _Held()
+HELD_S = 0.05
+"""How long until then."""
+
+
 class Treasury:
     """Budgets of one store."""
 
@@ -140,7 +150,9 @@ class Treasury:
         `may_shrink`: the caller named no `max_tokens`, so it is lowered to what the budgets can pay. `entry` is what
         the ledger says if this process dies before settling; `intent`, where given, is appended in the same
         transaction. Before it is refused or shortened, money that lies unused in blocks comes back: this process's own
-        at once, that of others as soon as they have answered.
+        at once, that of others as soon as they have answered. A call with an intent waits for the calls in flight whose
+        holds stand in its way, as long as what they may give back could carry it: so a run is not stopped by bounds
+        that nobody will spend.
 
         Raises:
             BudgetExceeded: a budget cannot hold it; nothing is held.
@@ -148,6 +160,16 @@ class Treasury:
         """
         ask = _Ask(step, tuple(scopes), call, price, may_shrink, entry, intent)
         self._in_store[step] = None
+        while isinstance(answer := await self._ask_for(ask), _Held):  # noqa: ASYNC110 - it may end in another process
+            await asyncio.sleep(HELD_S)
+        if isinstance(answer, Refused):
+            raise answer
+        self._in_store[step] = answer
+        if intent is None:
+            self._blocks.ask_ahead(ask.scopes, self._blocks.chain(ask.scopes, ledger.now_us()), answer.bound)
+        return answer
+
+    async def _ask_for(self, ask: _Ask) -> Hold | Refused | _Held:
         answer = await self._store.write(partial(self._hold, ask=ask, is_first=True, is_last=False))
         deadline = time.monotonic() + PATIENCE_S
         while isinstance(answer, _Parked):
@@ -158,14 +180,9 @@ class Treasury:
                 await self.recover()  # the dead answer nobody
             is_last = not (answer.is_asked or is_ours) or time.monotonic() > deadline
             answer = await self._store.write(partial(self._hold, ask=ask, is_first=False, is_last=is_last))
-        if isinstance(answer, Refused):
-            raise answer
-        self._in_store[step] = answer
-        if intent is None:
-            self._blocks.ask_ahead(ask.scopes, self._blocks.chain(ask.scopes, ledger.now_us()), answer.bound)
         return answer
 
-    def _hold(self, tx: Transaction, *, ask: _Ask, is_first: bool, is_last: bool) -> Hold | Refused | _Parked:
+    def _hold(self, tx: Transaction, *, ask: _Ask, is_first: bool, is_last: bool) -> Hold | Refused | _Parked | _Held:
         tripped = tripped_in(tx, ask.scopes)
         if tripped is not None:
             return tripped
@@ -180,6 +197,8 @@ class Treasury:
         parked = self._parked(tx, short, is_first=is_first) if short and not is_last else None
         if parked is not None:
             return parked
+        if short and ask.intent is not None and all(each.may_carry(full.pico or 0, full.tokens) for each in short):
+            return HELD
         tokens, bound = ask.call.max_tokens, full
         if ask.may_shrink and short and ask.call.max_tokens:  # embeddings write nothing: there is nothing to lower
             pico_left, tokens_left = budgets.left(chain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 
@@ -35,6 +35,10 @@ class Account:
         """True where this can still be held."""
         money, count = self.left_pico(), self.left_tokens()
         return (money is None or pico <= money) and (count is None or tokens <= count)
+
+    def may_carry(self, pico: int, tokens: int) -> bool:
+        """True where this could be held if all that is held now came back."""
+        return replace(self, held_pico=0, held_tokens=0).carries(pico, tokens)
 
 
 def left(accounts: list[Account]) -> tuple[int | None, int | None]:
