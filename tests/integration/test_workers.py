@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.stores import empty
 
 from twolane import config as configuration
 from twolane.batch import run as runs
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 
 SLOTS = 4
 CONFIG = f"""
-store = "sqlite:work.db"
+STORE
 
 [upstream.main]
 kind = "rehearsal"
@@ -69,9 +70,11 @@ class Place:
 
     folder: Path
     stack: AsyncExitStack
+    store: str = 'store = "sqlite:work.db"'
 
     def write(self, *, token_ms: float) -> None:
-        (self.folder / "twolane.toml").write_text(CONFIG.replace("TOKEN_MS", str(token_ms)))
+        config = CONFIG.replace("TOKEN_MS", str(token_ms)).replace("STORE", self.store)
+        (self.folder / "twolane.toml").write_text(config)
         (self.folder / "flow.py").write_text(FLOW)
 
     async def open(self) -> Platform:
@@ -117,6 +120,16 @@ async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         place = Place(tmp_path, stack)
         place.write(token_ms=10)
         yield place
+
+
+@pytest.fixture
+async def shared_place(place: Place, database: str) -> AsyncIterator[Place]:
+    """The same on PostgreSQL, where nothing but a beat proves life."""
+    place.store = f'store = "{database}"\n\n[keys]\nfolder = "keys"'
+    place.write(token_ms=10)
+    yield place
+    await place.stack.aclose()
+    empty(database)
 
 
 async def until(holds: Callable[[], bool], *, within_s: float = 60.0) -> None:
@@ -295,3 +308,61 @@ async def test_a_flow_that_cannot_be_loaded_fails_its_run_and_is_not_tried_for_e
     await ended(await place.begin("work", "--once"))
     summary = platform.summary(run)
     assert (summary.status, summary.reason) == ("failed", "its worker ended with 2 before it began")
+
+
+# ── several machines: a store in PostgreSQL ──
+
+
+async def two_at_work(place: Place, platform: Platform, run: str) -> tuple[asyncio.subprocess.Process, ...]:
+    """The run's owner and the one beside it, both at work."""
+    workers = [await place.begin("run", "work", run) for _ in range(2)]
+    await until(lambda: len(place.at_work()) == 2)
+    owner = runs.find(platform.kernel, run)["owner"]
+    return tuple(sorted(workers, key=lambda worker: not owner.startswith(f"{worker.pid}-")))
+
+
+async def taken_over_s(platform: Platform, run: str) -> float:
+    """How long until the run has another owner."""
+    began, owner = time.monotonic(), runs.find(platform.kernel, run)["owner"]
+    await until(lambda: runs.find(platform.kernel, run)["owner"] not in ("", owner), within_s=30)
+    return time.monotonic() - began
+
+
+async def test_on_postgresql_a_killed_worker_is_taken_over_within_seven_seconds(shared_place: Place) -> None:
+    place = shared_place
+    place.write(token_ms=40)
+    platform = await place.open()
+    run = await place.start(platform, 150)
+    owner, other = await two_at_work(place, platform, run)
+    owner.kill()
+    seconds = await taken_over_s(platform, run)
+    print(f"taken over after {seconds:.1f} s")
+    out = await ended(other)
+    assert other.returncode == 0, out
+    assert seconds <= 7
+    is_whole(platform, run, 150)
+
+
+@pytest.mark.parametrize("asleep_s", [0, pytest.param(60, marks=pytest.mark.long)])
+async def test_on_postgresql_a_worker_that_was_frozen_commits_nothing_when_it_wakes(
+    shared_place: Place, asleep_s: float
+) -> None:
+    place = shared_place
+    place.write(token_ms=40)
+    platform = await place.open()
+    run = await place.start(platform, 150)
+    owner, other = await two_at_work(place, platform, run)
+    owner.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    seconds = await taken_over_s(platform, run)
+    await ended(other)
+    is_whole(platform, run, 150)
+    entries = platform.verify().entries
+    await asyncio.sleep(max(0, began + asleep_s - time.monotonic()))  # it sleeps: that is what this is about
+    owner.send_signal(signal.SIGCONT)
+    out = await ended(owner)
+    print(f"taken over after {seconds:.1f} s, woken after {time.monotonic() - began:.0f} s")
+    assert owner.returncode == 1, out
+    assert "taken for dead" in out
+    is_whole(platform, run, 150)
+    assert platform.verify().entries == entries, "it committed nothing"
