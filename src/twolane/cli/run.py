@@ -26,7 +26,7 @@ from twolane.knowledge.ingest import Input
 from twolane.knowledge.query import Query
 from twolane.platform import Platform
 
-app = new_app("Batch runs: forecast, plan, start, list, show, watch, resume, fork, diff, kill.")
+app = new_app("Batch runs: forecast, plan, start, list, show, watch, pause, resume, fork, diff, kill.")
 
 Inputs = Annotated[list[str] | None, typer.Argument(help="files and folders: .txt .md .pdf .jsonl[.gz] .csv")]
 Sql = Annotated[str | None, typer.Option(help="rows of a database as inputs: a SELECT that gives an id for each")]
