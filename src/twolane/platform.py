@@ -53,6 +53,7 @@ class Platform:
         *,
         models: dict[str, Model] | None = None,
         can_call: bool = True,
+        takes_part: bool | None = None,
     ) -> Platform:
         """Open by a configuration or the path of one; None finds it as the command line does.
 
@@ -60,7 +61,7 @@ class Platform:
             ConfigError, StoreError: see `config.load` and `kernel.Kernel.open`.
         """
         config = config if isinstance(config, Config) else configuration.load(config)
-        return cls(await Kernel.open(config, models=models, can_call=can_call))
+        return cls(await Kernel.open(config, models=models, can_call=can_call, takes_part=takes_part))
 
     async def __aenter__(self) -> Self:
         return self

@@ -39,7 +39,7 @@ def work(
     ends it at once."""
 
     async def go() -> None:
-        async with await Platform.open(load_config(config), can_call=False) as platform:
+        async with await Platform.open(load_config(config), can_call=False, takes_part=True) as platform:
             crew = _Crew(platform, config, runs)
             for name in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(name, crew.leave)

@@ -60,12 +60,14 @@ class Kernel:
         *,
         models: dict[str, Model] | None = None,
         can_call: bool = True,
+        takes_part: bool | None = None,
         beat_s: float = BEAT_S,
     ) -> Kernel:
         """Open the store (made on first use) and every upstream, and settle what dead processes left in doubt.
 
         `models` replaces the adapters of upstreams by name; for tests and rehearsals. Without `can_call` no upstream is
-        opened and no secret is needed: for those who only look, or stop what others do. `beat_s` is how often this
+        opened and no secret is needed: for those who only look, or stop what others do. Whoever `takes_part` (without
+        word: who can call) is known to others, and sees it when one of them dies. `beat_s` is how often this
         process says that it lives; the same in every process of a store.
 
         Raises:
@@ -78,7 +80,8 @@ class Kernel:
         store = open_store(config.store_address())
         try:
             vault = Vault.open(keys, is_new=store.one("get_meta", name="currency") is None)
-            presence = await Presence.open(store, locks=_locks(config), takes_part=can_call, beat_s=beat_s)
+            is_known = can_call if takes_part is None else takes_part
+            presence = await Presence.open(store, locks=_locks(config), takes_part=is_known, beat_s=beat_s)
         except BaseException:
             store.close()
             raise
