@@ -394,3 +394,20 @@ def test_a_run_is_watched_in_lines_until_it_has_ended(shell: Shell, children: li
                          code=3)["run"]  # fmt: skip
     assert shell.run("run", "watch", stopped).returncode == 3
     assert shell.run("run", "watch", "nope").returncode == 2
+
+
+def test_both_lanes_start_with_one_command_and_end_together(
+    shell: Shell, children: list[subprocess.Popen[str]]
+) -> None:
+    (shell.folder / "twolane.toml").write_text(REHEARSED)
+    (shell.folder / "mine.py").write_text(FLOW)
+    (shell.folder / "c.txt").write_text("The price is 7 EUR.")
+    both = shell.spawn("up", "--port", "0")
+    children.append(both)
+    assert both.stdout is not None
+    said = {both.stdout.readline().split()[0] for _ in range(2)}
+    assert said == {"twolane", "worker"}
+    run = shell.json("run", "start", "mine:review", "c.txt")["run"]
+    shell.until('"status": "done"', "run", "show", run)
+    both.terminate()
+    assert both.wait(30) == 0

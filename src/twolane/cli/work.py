@@ -41,7 +41,7 @@ def work(
     async def go() -> None:
         async with await Platform.open(load_config(config), can_call=False, takes_part=True) as platform:
             crew = _Crew(platform, config, runs)
-            for name in (signal.SIGTERM, signal.SIGINT):
+            for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(name, crew.leave)
             await again.be_worker(platform.kernel)
             print("worker ready", flush=True)
