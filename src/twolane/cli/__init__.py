@@ -19,6 +19,7 @@ _COMMANDS = {
     "run": "batch: forecast, plan, start, list, show, watch, resume, fork, diff, kill",
     "quarantine": "items that wait for a person: list, show, release",
     "work": "a worker for runs that were started without --wait",
+    "schedule": "runs that start by themselves: list",
     "serve": "the gateway",
     "doctor": "check the installation, or probe an upstream",
     "key": "API keys: create, list, revoke",

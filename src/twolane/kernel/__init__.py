@@ -60,25 +60,28 @@ class Kernel:
         *,
         models: dict[str, Model] | None = None,
         can_call: bool = True,
+        takes_part: bool | None = None,
         beat_s: float = BEAT_S,
     ) -> Kernel:
         """Open the store (made on first use) and every upstream, and settle what dead processes left in doubt.
 
         `models` replaces the adapters of upstreams by name; for tests and rehearsals. Without `can_call` no upstream is
-        opened and no secret is needed: for those who only look, or stop what others do. `beat_s` is how often this
-        process says that it lives; the same in every process of a store.
+        opened and no secret is needed: for those who only look, or stop what others do. They do not take part (see
+        `store.presence`) unless `takes_part` says so. `beat_s` is how often this process says that it lives; the same
+        in every process of a store.
 
         Raises:
             ConfigError: a secret is missing, or a built-in model does not know an option.
             StoreError: see `store.sqlite` and `store.vault`.
         """
         sections = config.upstream if can_call else {}
+        takes_part = can_call if takes_part is None else takes_part
         upstreams = {name: _upstream(name, section, (models or {}).get(name)) for name, section in sections.items()}
         keys = config.keys_folder()
         store = open_store(config.store_address())
         try:
             vault = Vault.open(keys, is_new=store.one("get_meta", name="currency") is None)
-            presence = await Presence.open(store, locks=_locks(config), takes_part=can_call, beat_s=beat_s)
+            presence = await Presence.open(store, locks=_locks(config), takes_part=takes_part, beat_s=beat_s)
         except BaseException:
             store.close()
             raise
