@@ -116,7 +116,8 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each_store: Non
 
 
 async def test_a_tick_starts_one_run_that_says_which_tick_it_is_for(house: House) -> None:
-    worker = await house.open(hourly={"budget": "2", "priority": 3, "with": {"a": "b"}})
+    (house.folder / "rules.txt").write_text("as read at its start")
+    worker = await house.open(hourly={"budget": "2", "priority": 3, "with": {"a": "b", "rules": "@rules.txt"}})
     assert await worker.look() == []
     house.clock.us += HOUR + 1
     (run,) = await worker.start_due()
@@ -124,7 +125,7 @@ async def test_a_tick_starts_one_run_that_says_which_tick_it_is_for(house: House
     assert (row["status"], row["priority"]) == ("queued", 3)
     options = runs.options_of(row)
     assert (options["schedule"], options["tick"]) == ("hourly", "2026-11-21T13:00:00Z")
-    assert options["with"] == {"a": "b"}
+    assert options["with"] == {"a": "b", "rules": "as read at its start"}
     assert worker.platform.summary(run).budget == "2.00"
     (entry,) = worker.platform.kernel.store.all("entries_of_run", run=run, kind="run")
     assert json.loads(entry["leaf"])["tick"] == "2026-11-21T13:00:00Z"
@@ -307,7 +308,6 @@ async def test_looks_at_schedules_that_are_not_due_write_nothing(house: House) -
 # ── in processes of their own, killed ──
 
 CONFIG = """
-store = "sqlite:store.db"
 [schedule.yearly]
 flow   = "ticking:notes"
 inputs = ["in"]
@@ -373,9 +373,11 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each_store: None) -> AsyncIterator[Place]:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "twolane.toml").write_text(CONFIG)
+    where = kept_in(tmp_path)
+    keys = f"keys.folder = {where['keys']['folder']!r}\n" if "keys" in where else ""
+    (tmp_path / "twolane.toml").write_text(f"store = {where['store']!r}\n{keys}{CONFIG}")
     (tmp_path / "ticking.py").write_text(FLOW)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "all.jsonl").write_bytes(
@@ -429,12 +431,16 @@ async def test_a_starter_that_is_killed_in_the_middle_leaves_no_second_run(place
     await ended(worker)
 
 
-async def test_where_worker_and_starter_are_killed_the_next_worker_starts_the_one_run(place: Place) -> None:
+@pytest.mark.parametrize("lives_on", [False, True])
+async def test_where_a_worker_is_killed_with_or_without_its_starter_the_others_start_the_one_run(
+    place: Place, lives_on: bool
+) -> None:
     await place.miss("yearly")
     first = await place.begin("work")
     await until(lambda: place.states() == ["writing"])
     first.kill()
-    place.kill_starters()
+    if not lives_on:
+        place.kill_starters()
     await first.wait()
     others = [await place.begin("work") for _ in range(2)]
     await until(lambda: set(place.states()) & {"queued", "running", "done"})
@@ -442,6 +448,7 @@ async def test_where_worker_and_starter_are_killed_the_next_worker_starts_the_on
         other.send_signal(signal.SIGTERM)
     for other in others:
         await ended(other)
+    await until(lambda: not place.starters())
     assert len([state for state in place.states() if state != "writing"]) == 1
     ticks = place.platform.kernel.store.all("last_ticks")
     assert [(row["schedule"], row["status"]) for row in ticks] == [("yearly", "started")]
