@@ -85,7 +85,7 @@ def _row(name: str, model: type[BaseModel], field: FieldInfo) -> tuple[str, ...]
         default = "see below" if is_long else "none" if value is None else code(json.dumps(value, ensure_ascii=False))
     limits = [f"{word} {bound:,}" for word, bound in _limits(field)]
     kind = ", ".join([_kind(get_type_hints(model, include_extras=True)[name]), *limits])
-    return code(name), kind, default, field.description or "a section of its own, see below"
+    return code(field.alias or name), kind, default, field.description or "a section of its own, see below"
 
 
 def _limits(field: FieldInfo) -> Iterator[tuple[str, float]]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from twolane.domain.money import Money, pico_per_token
 from twolane.domain.records import Price
 from twolane.errors import ConfigError, TwolaneError
+from twolane.rules.schedules import check_cron
 
 DEFAULT_FILE = "twolane.toml"
 ENVIRONMENT = "TWOLANE_"
@@ -49,6 +50,10 @@ def _decimal(value: object) -> object:
     except TwolaneError as error:
         raise ValueError(str(error)) from None
     return text
+
+
+def _cron(value: object) -> object:
+    return check_cron(value) if isinstance(value, str) else value
 
 
 SecretRef = Annotated[str, BeforeValidator(_secret)]
@@ -211,6 +216,45 @@ class KeysSection(Section):
     )
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+class ScheduleSection(Section):
+    """`[schedule.NAME]`: a run that `twolane work` starts by itself at each tick."""
+
+    flow: str = Field(min_length=1, description="a built-in flow or module:function")
+    cron: Annotated[str, BeforeValidator(_cron)] = Field(
+        description="when, in UTC: minute hour day-of-month month day-of-week"
+    )
+    inputs: tuple[str, ...] = Field(default=(), description="files and folders, relative to this file's folder")
+    sql: str | None = Field(
+        default=None, description="rows of a database as inputs: a SELECT that gives an id for each"
+    )
+    database: str | None = Field(
+        default=None, description="where sql asks: sqlite:PATH, postgresql://HOST/NAME, or env:NAME that holds it"
+    )
+    with_: dict[str, str] = Field(
+        default_factory=dict, alias="with", description='options of the flow; "@FILE" is the content of that file'
+    )
+    budget: str | None = Field(default=None, description="the most each run may spend; decimal string")
+    tenant: str = Field(default="default", pattern=_NAME, description="whose runs they are")
+    priority: int = Field(default=0, description="workers take runs of a higher one first")
+    overlap: bool = Field(
+        default=False, description="false: a tick is skipped while the run of an earlier one is not at its end"
+    )
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> ScheduleSection:
+        if (self.sql is None) != (self.database is None):
+            raise ValueError("sql and database belong together: what to ask, and where")
+        if not self.inputs and self.sql is None:
+            raise ValueError("a schedule needs inputs = [PATH, …], or sql and database")
+        if self.database is not None and self.database.startswith(_POSTGRES) and _has_password(self.database):
+            raise ValueError('a password is written by reference only: database = "env:NAME", with the whole address')
+        return self
+
+
 def _built_in() -> dict[str, UpstreamSection]:
     free = PriceTable(input="0", output="0")
     return {
@@ -236,6 +280,7 @@ class Config(Section):
     upstream: dict[str, UpstreamSection] = Field(default_factory=_built_in)
     route: dict[str, RouteSection] = Field(default_factory=_built_in_routes)
     budget: dict[str, BudgetSection] = Field(default_factory=dict)
+    schedule: dict[str, ScheduleSection] = Field(default_factory=dict)
     source: Path | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
@@ -257,6 +302,8 @@ class Config(Section):
                 raise ValueError(
                     f'budget."{scope}": a scope is tenant:NAME, key:TENANT/NAME, workflow:NAME, run or item'
                 )
+        for name, schedule in self.schedule.items():
+            _check_schedule(name, schedule.budget, self.currency)
         _check_store(self.store)
         return self
 
@@ -268,7 +315,7 @@ class Config(Section):
         """
         if not self.is_file():
             raise ConfigError("the store is on PostgreSQL: there is no file of it", where="store")
-        return self._path(self.store.removeprefix("sqlite:"))
+        return self.beside(self.store.removeprefix("sqlite:"))
 
     def is_file(self) -> bool:
         """True where the store is a file of this machine, and not on a server."""
@@ -297,7 +344,7 @@ class Config(Section):
     def folder(self) -> Path:
         """Where that goes which belongs to the store and lies outside it, such as reports: beside a SQLite file, else
         beside the configuration."""
-        return self.store_path().parent if self.is_file() else self._path(".")
+        return self.store_path().parent if self.is_file() else self.beside(".")
 
     def keys_folder(self) -> Path:
         """Where the keys to the store's bodies lie.
@@ -306,7 +353,7 @@ class Config(Section):
             ConfigError: the store is on PostgreSQL, and nothing says where.
         """
         if self.keys.folder is not None:
-            return self._path(self.keys.folder)
+            return self.beside(self.keys.folder)
         if not self.is_file():
             raise ConfigError(
                 "the store is on PostgreSQL, so its keys need a place of their own",
@@ -317,13 +364,22 @@ class Config(Section):
         path = self.store_path()
         return path.with_name(path.name + ".keys")
 
-    def _path(self, text: str) -> Path:
+    def beside(self, text: str) -> Path:
+        """A path of the configuration: a relative one counts from its file's folder."""
         path = Path(text).expanduser()
         base = self.source.parent if self.source else Path.cwd()
         return path if path.is_absolute() else base / path
 
 
-_POSTGRES = ("postgresql://", "postgres://")
+def _check_schedule(name: str, budget: str | None, currency: str) -> None:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"schedule.{name}: a name has letters, digits, dots, dashes and underscores")
+    try:
+        pays = budget is None or Money.parse(budget, currency).pico > 0
+    except TwolaneError as error:
+        raise ValueError(f"schedule.{name}: {error}") from None
+    if not pays:
+        raise ValueError(f"schedule.{name}: a budget of {budget} can pay for nothing; leave it out for no limit")
 
 
 def _check_store(store: str) -> None:
@@ -334,9 +390,13 @@ def _check_store(store: str) -> None:
         return
     if not store.startswith(_POSTGRES):
         raise ValueError("store: write sqlite:PATH or postgresql://USER@HOST/DATABASE")
-    user = store.partition("://")[2].partition("/")[0].rpartition("@")[0]
-    if ":" in user or re.search(r"[?&](?:ssl)?password=", store):
+    if _has_password(store):
         raise ValueError('store: a password is written by reference only: store = "env:NAME", with the whole address')
+
+
+def _has_password(address: str) -> bool:
+    user = address.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    return ":" in user or re.search(r"[?&](?:ssl)?password=", address) is not None
 
 
 _SCOPE = re.compile(r"(?:tenant|workflow|run|item):.+|key:[^/]+/.+|run|item|default")
@@ -461,7 +521,7 @@ def _siblings(path: list[str]) -> list[str]:
         field = _model_in(here).model_fields.get(part)  # type: ignore[union-attr]  # None was handled above
         here = field.annotation if field else None
     model = _model_in(here)
-    return list(model.model_fields) if model else []
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # Any: see _siblings

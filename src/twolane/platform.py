@@ -28,10 +28,12 @@ from twolane.batch.worker import Worker
 from twolane.batch.workflow import Workflow
 from twolane.config import Config
 from twolane.domain.money import Money
-from twolane.errors import UsageError
+from twolane.errors import ConfigError, UsageError
 from twolane.kernel import Kernel, Model, ledger
 from twolane.kernel.ledger import Verdict
 from twolane.knowledge.ingest import Input, read_sources
+from twolane.knowledge.query import Query
+from twolane.rules.schedules import Tick
 from twolane.store.opening import open_store
 
 __all__ = ["Platform", "RunSummary", "verify_store", "with_store"]
@@ -55,7 +57,8 @@ class Platform:
         can_call: bool = True,
         takes_part: bool | None = None,
     ) -> Platform:
-        """Open by a configuration or the path of one; None finds it as the command line does.
+        """Open by a configuration or the path of one; None finds it as the command line does. `can_call` and
+        `takes_part` are the kernel's.
 
         Raises:
             ConfigError, StoreError: see `config.load` and `kernel.Kernel.open`.
@@ -84,12 +87,15 @@ class Platform:
         tenant: str = TENANT,
         priority: int = 0,
         due: datetime | None = None,
+        tick: Tick | None = None,
     ) -> str:
         """Write a new run over files, folders, documents, rows and queries; its id. Nothing is called before somebody
-        works on it: a worker takes runs of a higher `priority` first, and none before it is `due`.
+        works on it: a worker takes runs of a higher `priority` first, and none before it is `due`. Of a
+        `tick` it is the only run.
 
         Raises:
             UsageError: the flow, an input, an option or the budget is wrong; nothing was written.
+            ConfigError: another run was started for this tick.
         """
         name, workflow = self._flow(flow)
         options = _read_options(options or {})
@@ -109,6 +115,37 @@ class Platform:
             reports=Path(reports) if reports else None,
             priority=priority,
             due_us=0 if due is None else int(due.timestamp() * 1_000_000),
+            tick=tick,
+        )
+
+    async def start_scheduled(self, tick: Tick) -> str:
+        """Start the run of a tick that a worker has taken, as its schedule says today; its id.
+
+        Raises:
+            ConfigError: there is no such schedule any more, or another run was started for this tick.
+            UsageError: its flow, an input, an option or its budget is wrong; nothing was written.
+        """
+        config = self.kernel.config
+        section = config.schedule.get(tick.schedule)
+        if section is None:
+            raise ConfigError(
+                f"there is no schedule {tick.schedule!r}{configuration.near(tick.schedule, config.schedule)}"
+            )
+        inputs: list[Input] = [config.beside(path) for path in section.inputs]
+        if section.sql is not None and section.database is not None:
+            kind, _, path = section.database.partition(":")
+            inputs.append(Query(section.sql, f"sqlite:{config.beside(path)}" if kind == "sqlite" else section.database))
+        return await self.start(
+            section.flow,
+            inputs,
+            budget=section.budget,
+            options={
+                name: f"@{config.beside(value[1:])}" if value.startswith("@") else value
+                for name, value in section.with_.items()
+            },
+            tenant=section.tenant,
+            priority=section.priority,
+            tick=tick,
         )
 
     async def work(

@@ -17,6 +17,12 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TWOLANE_CONFIG", raising=False)
 
 
+NIGHTLY = """
+[schedule.nightly]
+flow = "contract-audit"
+inputs = ["in"]
+cron = "0 4 * * *"
+"""
 SMALL = """
 [upstream.small]
 kind = "openai"
@@ -91,6 +97,7 @@ def test_a_named_file_that_is_missing_is_an_error(
             "route.r.rule.0.uses",
             "use",
         ),
+        (NIGHTLY + "wth = {}", "schedule.nightly.wth", "with"),
         ('[budget."tenant:legal"]\nmony = "5"', "budget.tenant:legal.mony", "money"),
     ],
 )
@@ -145,6 +152,20 @@ def test_an_unknown_condition_of_a_rule_is_refused_with_those_there_are() -> Non
         ('store = "postgresql://me:secret@host/db"', "a password is written by reference only"),
         ('store = "postgresql://host/db?password=secret"', "a password is written by reference only"),
         ('store = "sqlite:"', "write sqlite:PATH"),
+        (
+            NIGHTLY.replace("0 4 * * *", "0 24 * * *"),
+            "nightly.cron: '0 24 * * *' is no cron expression: bad hour",
+        ),
+        (NIGHTLY.replace("0 4 * * *", "@daily"), "schedule.nightly.cron: '@daily' has 1 fields; write five"),
+        (NIGHTLY.replace('cron = "0 4 * * *"', ""), "schedule.nightly.cron: "),
+        (NIGHTLY.replace('inputs = ["in"]', ""), "a schedule needs inputs"),
+        (NIGHTLY + 'sql = "SELECT 1 AS id"', "sql and database belong together"),
+        (NIGHTLY + 'sql = "SELECT 1"\ndatabase = "postgresql://me:secret@host/db"', "by reference only"),
+        (NIGHTLY + 'budget = "5 EUR"', "keeps USD"),
+        (NIGHTLY + 'budget = "0"', "can pay for nothing"),
+        (NIGHTLY + 'tenant = "a b"', "schedule.nightly.tenant: "),
+        (NIGHTLY + "with = { quick = true }", "schedule.nightly.with.quick: "),
+        (NIGHTLY.replace("nightly", '"--all"'), "a name has letters"),
         ('currency = "usd"', "currency: "),
         ("this is not TOML", "it is not valid TOML"),
     ],

@@ -34,6 +34,7 @@ from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.kernel.progress import status_of
 from twolane.knowledge.ingest import Source
+from twolane.rules.schedules import Tick
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
 
@@ -186,20 +187,31 @@ async def create(
     reports: Path | None = None,
     priority: int = 0,
     due_us: int = 0,
+    tick: Tick | None = None,
 ) -> str:
     """Write a new run with all its items, in a seeded random order. Its id.
 
     Length order would make every live forecast wrong, so the order is a seeded permutation. Items are written a slice
     at a time, so that nobody online waits for a large run; until the last one and the budget are there, the run is
-    `writing` and no worker takes it.
+    `writing` and no worker takes it. That of a `tick` is released only if no other one was.
+
+    Raises:
+        ConfigError: another run was started for this tick, or its schedule gave it up; this one stays `writing`.
     """
     run, seed = f"r{secrets.token_hex(5)}", secrets.randbits(32)
     order = list(sources)
     random.Random(seed).shuffle(order)
     prepared = [(source, *input_of(flow, source)) for source in order]
     folder = reports or kernel.config.folder() / "reports" / run
+    why = {"schedule": tick.schedule, "tick": tick.instant} if tick else {}
     kept = orjson.dumps(
-        {"with": dict(options), "reports": str(folder.absolute()), "seed": seed, "workflow_version": flow.version}
+        {
+            "with": dict(options),
+            "reports": str(folder.absolute()),
+            "seed": seed,
+            "workflow_version": flow.version,
+            **why,
+        }
     ).decode()
 
     now_us = ledger.now_us()
@@ -223,10 +235,12 @@ async def create(
         await kernel.treasury.set_budget(f"run:{run}", period="total", pico=budget_pico, tokens=None, actor="run start")
     created = {
         "v": 1, "kind": "run", "run": run, "tenant": tenant, "workflow": flow.name, "event": "created",
-        "version": flow.version, "items": len(prepared), "at_us": now_us,
+        "version": flow.version, "items": len(prepared), "at_us": now_us, **why,
     }  # fmt: skip
 
     def release(tx: Transaction) -> None:
+        if tick and not tx.run("start_tick", schedule=tick.schedule, at=tick.at_us, run=run):
+            raise ConfigError(f"schedule {tick.schedule}: the tick of {tick.instant} was settled by another process")
         tx.run("queue_run", id=run)
         ledger.append(tx, created)
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "run": "batch: forecast, plan, start, list, show, watch, pause, resume, fork, diff, kill",
     "quarantine": "items that wait for a person: list, show, release",
     "work": "a worker for runs that were started without --wait",
+    "schedule": "runs that start by themselves: list",
     "serve": "the gateway",
     "up": "the gateway and a worker, on one machine",
     "doctor": "check the installation, or probe an upstream",

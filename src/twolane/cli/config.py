@@ -23,7 +23,7 @@ def check(config: ConfigOption = None, is_json: JsonOption = False) -> None:
 @app.command()
 def show(config: ConfigOption = None, is_json: JsonOption = True) -> None:
     """Every value as it is in force, defaults included. Secrets are shown as their references."""
-    emit(True, load_config(config).model_dump(mode="json", exclude_none=True))
+    emit(True, load_config(config).model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
 @app.command()

@@ -12,15 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from twolane.batch import again
+from twolane.batch.schedules import Schedules
 from twolane.batch.worker import CHUNK
 from twolane.cli.output import ConfigOption, load_config, new_app, run
 from twolane.kernel import ledger
 from twolane.platform import Platform
+from twolane.rules.schedules import Tick
 from twolane.store import Row
 
 app = new_app("A worker for queued runs.")
 
 POLL_S = 0.5
+SCHEDULES_S = 1.0
+"""Least time between two looks at the schedules."""
 PATIENCE = 50
 """Workers of a run that may die, each within `POLL_S` of the one before it counted anew, before it has failed."""
 CALM_S = 60.0
@@ -33,7 +37,8 @@ def work(
     runs: Annotated[int, typer.Option(help="how many runs at once, each in a process of its own", min=1)] = 2,
     config: ConfigOption = None,
 ) -> None:
-    """Take queued runs, go on with those whose workers died, and join long ones that others are at, until told to stop.
+    """Take queued runs, go on with those whose workers died, join long ones that others are at, and start those of
+    [schedule.NAME], until told to stop.
     Each runs in a process of its own, so that a worker that has lived for weeks never runs yesterday's version of a
     flow. SIGTERM or Ctrl-C: what is under way comes to its end, and the rest is left to other workers; a second one
     ends it at once."""
@@ -69,6 +74,8 @@ class _Crew:
         self._platform, self._config, self._most = platform, config, most
         self._children: dict[str, _Child] = {}
         self._deaths: dict[str, int] = {}
+        self._schedules, self._looked = Schedules(platform.kernel), float("-inf")
+        self._starters: dict[Tick, _Child] = {}
         self._leaving = asyncio.Event()
         self._signals = 0
 
@@ -79,18 +86,33 @@ class _Crew:
         for child in self._children.values():
             if child.process.returncode is None:
                 child.process.send_signal(signal.SIGTERM if self._signals == 1 else signal.SIGINT)
+        for starter in self._starters.values():  # a moment's work, and begun anew by others where it is cut off
+            if self._signals > 1 and starter.process.returncode is None:
+                starter.process.send_signal(signal.SIGINT)
 
     async def work(self, *, once: bool) -> None:
         """Until told to leave, or with `once` until nothing is left."""
+        await self._schedules.see()
         while not self._leaving.is_set():
+            await self._start_due()
             waiting = self._waiting()
             for row in waiting[: self._most - len(self._children)]:
                 await self._begin(row["id"])
-            if once and not self._children and not waiting:
+            if once and not (self._children or self._starters or waiting):
                 return
             await self._pause()
             await self._look_after()
-        await asyncio.gather(*(child.ended for child in self._children.values()))
+        await asyncio.gather(*(child.ended for child in (*self._children.values(), *self._starters.values())))
+
+    async def _start_due(self) -> None:
+        """Have the runs of due ticks started, each by a process of its own."""
+        for tick in [tick for tick, starter in self._starters.items() if starter.ended.done()]:
+            if self._starters.pop(tick).ended.result():
+                self._looked = float("-inf")
+        if time.monotonic() - self._looked >= SCHEDULES_S:
+            self._looked = time.monotonic()
+            for tick in await self._schedules.look(busy=self._starters):
+                self._starters[tick] = await self._spawn("schedule", "start", tick.schedule, str(tick.at_us))
 
     def _waiting(self) -> list[Row]:
         """Runs that want a process of ours, most urgent first."""
@@ -106,10 +128,13 @@ class _Crew:
         )
 
     async def _begin(self, identity: str) -> None:
-        arguments = ["-m", "twolane", "run", "work", identity, *(["--config", self._config] if self._config else [])]
+        self._children[identity] = await self._spawn("run", "work", identity)
+
+    async def _spawn(self, *command: str) -> _Child:
+        arguments = ["-m", "twolane", *command, *(["--config", self._config] if self._config else [])]
         # In a group of its own: a Ctrl-C on the terminal is for us to pass on.
         process = await asyncio.create_subprocess_exec(sys.executable, *arguments, start_new_session=True)
-        self._children[identity] = _Child(process, asyncio.ensure_future(process.wait()))
+        return _Child(process, asyncio.ensure_future(process.wait()))
 
     async def _look_after(self) -> None:
         for identity, child in list(self._children.items()):
@@ -131,6 +156,6 @@ class _Crew:
     async def _pause(self) -> None:
         """Until a child has ended, somebody tells us to leave, or it is time to look again."""
         told: asyncio.Future[bool] = asyncio.ensure_future(self._leaving.wait())
-        ended = [child.ended for child in self._children.values()]
+        ended = [child.ended for child in (*self._children.values(), *self._starters.values())]
         await asyncio.wait([told, *ended], timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

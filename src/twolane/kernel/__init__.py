@@ -75,13 +75,13 @@ class Kernel:
             StoreError: see `store.sqlite` and `store.vault`.
         """
         sections = config.upstream if can_call else {}
+        takes_part = can_call if takes_part is None else takes_part
         upstreams = {name: _upstream(name, section, (models or {}).get(name)) for name, section in sections.items()}
         keys = config.keys_folder()
         store = open_store(config.store_address())
         try:
             vault = Vault.open(keys, is_new=store.one("get_meta", name="currency") is None)
-            is_known = can_call if takes_part is None else takes_part
-            presence = await Presence.open(store, locks=_locks(config), takes_part=is_known, beat_s=beat_s)
+            presence = await Presence.open(store, locks=_locks(config), takes_part=takes_part, beat_s=beat_s)
         except BaseException:
             store.close()
             raise

@@ -87,3 +87,24 @@ CREATE TABLE process (
   host TEXT NOT NULL,
   beat INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+
+-- ── Schedules ─────────────────────────────────────────────────────────────────────────────────────────────────────
+-- What workers know of each `[schedule.NAME]`. No tick of before `since` counts.
+CREATE TABLE schedule (
+  name  TEXT PRIMARY KEY,
+  cron  TEXT NOT NULL,                    -- as the worker that began last has it; workers that have another stand back
+  since INTEGER NOT NULL                  -- when this cron was first seen
+) WITHOUT ROWID;
+
+-- Each tick that a worker looked at: one row, and so at most one run, whoever is killed.
+CREATE TABLE tick (
+  schedule TEXT NOT NULL REFERENCES schedule (name),
+  at       INTEGER NOT NULL,              -- the instant it stands for
+  status   TEXT NOT NULL,                 -- starting -> started | failed; or skipped
+  owner    TEXT NOT NULL,                 -- the worker that has its run started
+  trials   INTEGER NOT NULL,              -- times that was begun
+  run      TEXT REFERENCES run (id),      -- started: set in the transaction that releases the run
+  reason   TEXT NOT NULL DEFAULT '',      -- why it was skipped or failed
+  PRIMARY KEY (schedule, at)
+) WITHOUT ROWID;
+CREATE INDEX tick_starting ON tick (schedule, at) WHERE status = 'starting';

@@ -685,3 +685,52 @@ UPDATE process SET beat = beat + 1 WHERE name = :name;
 -- name: bury
 -- A process is dead, or leaves: from here on nothing of it is committed.
 DELETE FROM process WHERE name = :name;
+
+-- ── Schedules ──
+
+-- name: schedules
+-- What is known of each schedule: from when it counts, and its newest tick that is not after `now`.
+SELECT s.name, s.cron, s.since, (SELECT max(t.at) FROM tick t WHERE t.schedule = s.name AND t.at <= :now) AS handled
+FROM schedule s;
+
+-- name: see_schedule
+-- A schedule is there, or has another cron from now on.
+INSERT INTO schedule (name, cron, since) VALUES (:name, :cron, :since)
+ON CONFLICT (name) DO UPDATE SET cron = excluded.cron, since = excluded.since;
+
+-- name: add_tick
+-- A tick is taken: its run is being started, or it is skipped.
+INSERT INTO tick (schedule, at, status, owner, trials, reason) VALUES (:schedule, :at, :status, :owner, 1, :reason);
+
+-- name: busy_tick
+-- Of a schedule's latest ticks, the newest whose run is being started, waits or is at work.
+SELECT t.at, t.run
+FROM (SELECT at, status, run FROM tick WHERE schedule = :schedule AND status IN ('starting', 'started')
+      ORDER BY at DESC LIMIT 20) AS t
+LEFT JOIN run r ON r.id = t.run
+WHERE t.status = 'starting' OR r.status IN ('queued', 'running')
+ORDER BY t.at DESC LIMIT 1;
+
+-- name: starting_ticks
+-- Ticks whose runs are being started.
+SELECT schedule, at, owner, trials FROM tick WHERE status = 'starting' ORDER BY schedule, at;
+
+-- name: retake_tick
+-- starting -> starting: begun once more, by the same worker or because it is dead.
+UPDATE tick SET owner = :owner, trials = trials + 1
+WHERE schedule = :schedule AND at = :at AND status = 'starting' AND owner = :known_owner AND trials = :known_trials;
+
+-- name: start_tick
+-- starting -> started: by one run only.
+UPDATE tick SET status = 'started', run = :run WHERE schedule = :schedule AND at = :at AND status = 'starting';
+
+-- name: fail_tick
+-- starting -> failed.
+UPDATE tick SET status = 'failed', reason = :reason WHERE schedule = :schedule AND at = :at AND status = 'starting';
+
+-- name: last_ticks
+-- Each schedule's newest tick, and the newest run that one of its ticks started.
+SELECT t.schedule, t.at, t.status, t.reason,
+       (SELECT u.run FROM tick u WHERE u.schedule = t.schedule AND u.run IS NOT NULL ORDER BY u.at DESC LIMIT 1) AS run
+FROM schedule s
+JOIN tick t ON t.schedule = s.name AND t.at = (SELECT max(n.at) FROM tick n WHERE n.schedule = s.name);
