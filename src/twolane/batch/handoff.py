@@ -54,7 +54,9 @@ class Handoff(Generic[R]):
         prompt, attempt, spent = self.prompt, 1, 0
         problems: Sequence[Problem] = ()
         for _ in range(self.agent.repairs + 1):
-            request = replace(self.request(prompt), attempt=attempt)
+            request = self.request(prompt)
+            if attempt != request.attempt:
+                request = replace(request, attempt=attempt)
             judged, last, pico = await answered(self.kernel, self.agent, request, spent, self._take)
             if judged.value is not None:
                 return judged.value

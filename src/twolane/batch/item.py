@@ -265,7 +265,7 @@ class Item:
             self._kernel,
             agent,
             prompt,
-            request=lambda prompt: self._request(agent, prompt, prompt.messages()),
+            request=lambda asked: request if asked is prompt else self._request(agent, asked, asked.messages()),
             sources=sought.sources,
             check=sought.check,
             keep=lambda body: self._memos.keep(sought, body),

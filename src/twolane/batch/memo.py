@@ -19,10 +19,12 @@ from twolane.domain.records import Message, Subject
 from twolane.domain.schema import judge, reply_schema, revive
 from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Kernel, Request, Settled, ledger
-from twolane.rules.fingerprint import INPUT, Asked, explain, is_tightened, wording
+from twolane.rules.fingerprint import INPUT, Asked, explain, wording
 from twolane.store import Row, Transaction, Value, gather
 from twolane.store.vault import seal, unseal
 
+SHORT = 64
+"""Bytes of a part up to which many steps are likely to share it: a route, a sampling, no passages."""
 NEAREST = 64
 """The latest answers of an agent for an item that are looked through for one that still fits, or for what changed."""
 
@@ -67,8 +69,11 @@ class Given:
     kwargs: Mapping[str, object]
 
     def by_name(self, agent: Agent[..., Any]) -> Mapping[str, object]:  # Any: whatever it returns
-        """The agent's inputs by the names of its parameters."""
-        return _signature(agent.prompt).bind(*self.args, **self.kwargs).arguments
+        """The agent's inputs by the names of its parameters. For arguments that it was called with, and took."""
+        names = _plain_names(agent.prompt)
+        if names is None:
+            return _signature(agent.prompt).bind(*self.args, **self.kwargs).arguments
+        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class Memos:
     def __init__(self, kernel: Kernel, subject: Subject, source: Document | None) -> None:
         self._kernel, self._subject, self._source = kernel, subject, source
         self._makers: dict[int, tuple[object, str]] = {}
+        self._documents: dict[int, tuple[Document, str]] = {}
+        """Marks of documents; each is kept, so that no other takes its place."""
 
     def seek(
         self,
@@ -168,26 +175,27 @@ class Memos:
         stricter, an output that still fits is as good."""
         row = await self._kernel.lookups.one("memos", sought.key)
         if row is None:
-            return self._find_wider(sought)
+            return self._find_wider(sought, wider) if (wider := self._wider(sought)) else None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
         judged = revive(orjson.loads(body), sought.agent.returns, sought.sources, sought.check)
         return None if judged.value is None else Memo(judged.value, body, row["step"])
 
-    def _find_wider(self, sought: Sought) -> Memo | None:
+    def _wider(self, sought: Sought) -> frozenset[str]:
+        """The schemas by which earlier outputs were accepted that this one only narrows: as a rule there is none."""
+        digest = self._kernel.vault.mark_again(sought.schema().part)
+        return self._kernel.schemas.wider_than(digest, sought.asked.schema.schema)
+
+    def _find_wider(self, sought: Sought, wider: frozenset[str]) -> Memo | None:
         earlier = self._earlier(sought)
         loose = self._loose(sought, self._parts(sought)) if earlier else ""
         for row in earlier:
-            if row["loose"] != loose or not self._is_stricter(sought, orjson.loads(row["parts"])):
+            if row["loose"] != loose or orjson.loads(row["parts"]).get("schema") not in wider:
                 continue
             body = self._kernel.read_body(row["body"])
             judged = judge(body.decode(), sought.agent.returns, sought.sources, sought.check)
             if judged.value is not None:
                 return Memo(judged.value, body, row["step"], row)
         return None
-
-    def _is_stricter(self, sought: Sought, parts: Mapping[str, str]) -> bool:
-        kept = self._kernel.store.one("reply_schema", digest=parts.get("schema", ""))
-        return kept is not None and is_tightened(orjson.loads(kept["schema"]), sought.asked.schema.schema)
 
     def _earlier(self, sought: Sought) -> Sequence[Row]:
         return self._kernel.store.all(
@@ -209,11 +217,11 @@ class Memos:
         """What a step commits beside its record: the accepted reply and the memo. The reply and not the value made
         from it, so that reading it again goes the same way: aliases, converters and all."""
         columns = self._columns(sought, body)
-        add = self._keeping(sought, body, columns)
+        add, digest = self._keeping(sought, body, columns), self._kernel.vault.mark_again(sought.schema().part)
 
         def also(tx: Transaction, settled: Settled) -> None:
             add(tx, settled)
-            _keep_schema(tx, sought, columns)
+            _keep_schema(tx, sought, digest)
 
         return also
 
@@ -256,13 +264,14 @@ class Memos:
 
     def _adopt(self, row: Row, sought: Sought, body: bytes) -> Callable[[Transaction], None]:
         """An earlier output answers this step too, from now on by its own fingerprint."""
+        digest = self._kernel.vault.mark_again(sought.schema().part)
         columns, names = self._columns(sought, body), ("body", "step", "input_tokens", "output_tokens", "total_us")
         found: dict[str, Value] = {name: row[name] for name in (*names, "cost_pico")}
         own: dict[str, Value] = {"fingerprint": sought.key, "subject": self._subject.id, "made": ledger.now_us()}
 
         def adopt(tx: Transaction) -> None:
             tx.run("add_memo", **own, **found, **columns)
-            _keep_schema(tx, sought, columns)
+            _keep_schema(tx, sought, digest)
 
         return adopt
 
@@ -289,22 +298,32 @@ class Memos:
 
     def _parts(self, sought: Sought) -> dict[str, str]:
         mark = self._kernel.vault.mark
-        parts = {name: mark(part) for name, part in sought.asked.parts().items()}
-        return parts | {"schema": mark(sought.schema().part)}
+        again = self._kernel.vault.mark_again
+        parts = {name: (again if len(part) <= SHORT else mark)(part) for name, part in sought.asked.parts().items()}
+        parts["schema"] = again(sought.schema().part)
+        return parts
 
     def _inputs(self, given: Mapping[str, object]) -> dict[str, str]:
-        return {f"{INPUT}{name}": self._kernel.vault.mark(_plain(value)) for name, value in given.items()}
+        return {f"{INPUT}{name}": self._mark(value) for name, value in given.items()}
+
+    def _mark(self, value: object) -> str:
+        """A document's is remembered, since every agent of an item may be given it."""
+        if not isinstance(value, Document):
+            return self._kernel.vault.mark(_plain(value))
+        known = self._documents.get(id(value))
+        if known is None:
+            known = self._documents[id(value)] = (value, self._kernel.vault.mark(_plain(value)))
+        return known[1]
 
     def _loose(self, sought: Sought, parts: Mapping[str, str]) -> str:
         """The fingerprint as it would be if the schema had no limits."""
         wide = {**parts, "schema": "", "tenant": sought.asked.tenant, "agent": sought.agent.name}
-        return self._kernel.vault.mark(sought.schema().wording + canonical_json(wide))
+        return self._kernel.vault.mark(sought.schema().wording + orjson.dumps(wide, option=orjson.OPT_SORT_KEYS))
 
 
-def _keep_schema(tx: Transaction, sought: Sought, columns: Mapping[str, str]) -> None:
+def _keep_schema(tx: Transaction, sought: Sought, digest: str) -> None:
     """Once in a group of works: most steps of a run share a few schemas."""
     kept: set[str] = tx.cache.setdefault("reply schemas", set())
-    digest = orjson.loads(columns["parts"])["schema"]
     if digest not in kept:
         kept.add(digest)
         tx.run("add_reply_schema", digest=digest, schema=sought.schema().text)
@@ -313,6 +332,15 @@ def _keep_schema(tx: Transaction, sought: Sought, columns: Mapping[str, str]) ->
 @functools.lru_cache(maxsize=256)
 def _signature(prompt: Callable[..., Prompt]) -> inspect.Signature:
     return inspect.signature(prompt)
+
+
+@functools.lru_cache(maxsize=256)
+def _plain_names(prompt: Callable[..., Prompt]) -> tuple[str, ...] | None:
+    """The parameters of a function where each takes one argument, by its place or its name: then nothing has to be
+    bound, which took longer than all marks of a step."""
+    parameters = _signature(prompt).parameters
+    is_plain = all(each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters.values())
+    return tuple(parameters) if is_plain else None
 
 
 def _plain(value: object) -> bytes:

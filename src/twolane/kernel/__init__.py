@@ -21,6 +21,7 @@ from twolane.kernel.document import Document
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
 from twolane.kernel.progress import Watching
+from twolane.kernel.schemas import Schemas
 from twolane.kernel.step import Answer, Door, House, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Treasury
@@ -186,6 +187,11 @@ class Kernel:
         if found is None:
             found = self._candidates[name] = self._candidates_of(name)
         return found
+
+    @cached_property
+    def schemas(self) -> Schemas:
+        """What accepted outputs were judged by."""
+        return Schemas(self.store)
 
     @cached_property
     def _candidates(self) -> dict[str, Sequence[Mapping[str, object]]]:

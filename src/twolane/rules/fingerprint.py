@@ -61,8 +61,8 @@ class Asked:
             "agent": self.agent,
             "messages": _written([[message.role, message.content] for message in self.messages]),
             "schema": orjson.Fragment(self.schema.canonical),
-            "candidates": _canonical(self.candidates),
-            "max_tokens": _canonical(self.max_tokens),
+            "candidates": _named(self.candidates),
+            "max_tokens": self.max_tokens if type(self.max_tokens) is int else _canonical(self.max_tokens),
             "temperature": _canonical(self.temperature),
             "sample": self.sample,
         }
@@ -206,6 +206,13 @@ def _choices(schema: Mapping[str, object]) -> list[object] | None:
 
 def _canonical(value: object) -> orjson.Fragment:
     return orjson.Fragment(canonical_json(value))
+
+
+def _named(candidates: Sequence[Mapping[str, object]]) -> object:
+    """Texts by name, and so without a walk too."""
+    if all(type(each) is dict and all(type(text) is str for text in each.values()) for each in candidates):
+        return list(candidates)
+    return _canonical(candidates)
 
 
 def _written(messages: list[list[str]]) -> orjson.Fragment:

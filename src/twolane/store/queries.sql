@@ -519,9 +519,13 @@ SELECT agent, step, answer, cost_pico, made FROM memo WHERE subject = :subject A
 -- Keep a schema under its digest.
 INSERT INTO reply_schema (digest, schema) VALUES (:digest, :schema) ON CONFLICT (digest) DO NOTHING;
 
--- name: reply_schema
--- The schema behind a digest.
-SELECT schema FROM reply_schema WHERE digest = :digest;
+-- name: reply_schemas
+-- Every schema that was kept.
+SELECT digest, schema FROM reply_schema;
+
+-- name: reply_schema_count
+-- How many were kept so far.
+SELECT count(*) AS "count" FROM reply_schema;
 
 -- name: steer
 -- Have an agent asked again, or on another route; for one item of a run, or ('') for all of them.

@@ -8,6 +8,7 @@ and every guess at a commitment.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import secrets
@@ -33,6 +34,8 @@ class Vault:
         block = pepper.ljust(_BLOCK, b"\0")
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+        self.mark_again = functools.lru_cache(maxsize=1024)(self.mark)
+        """`mark` of what many steps share: remembered."""
 
     @classmethod
     def open(cls, folder: Path, *, is_new: bool) -> Vault:
