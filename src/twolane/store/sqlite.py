@@ -30,7 +30,8 @@ REST_S = 0.002
 RETRY_S = 0.0005
 CHECKPOINT_PAGES = 4000
 """Length of the log (16 MB) at which its pages go into the file. Steps touch the same pages again and again, and those
-are copied once: at SQLite's own 1,000 it was a tenth of a step's time."""
+are copied once: at SQLite's own 1,000 it was a tenth of a step's time. Whatever erases must empty the log too, which
+holds until then what was there before."""
 PATIENCE_S = 30.0
 """How long another process may hold the write lock before a write fails."""
 
