@@ -665,6 +665,18 @@ async def test_a_run_that_was_only_forecast_goes_on_with_the_rest() -> None:
 # ── fan-out ──
 
 
+async def test_of_a_long_run_the_items_that_were_walked_stand_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twolane.batch.pilot.WALKED", 30)
+    async with Rehearsal(SCRIPT, slots=8) as platform:
+        await platform.run(AUDIT, documents(40))
+        told = await platform.start(AUDIT, documents(80))
+        summary = await platform.work(told, flow=AUDIT)
+        assert summary.forecast is not None
+        assert summary.calls == 160
+        # Half of them have memos; what 30 in random order show of that is between a fifth and four fifths.
+        assert 64 <= int(str(summary.forecast["calls"])) <= 256
+
+
 async def test_a_workflow_may_fan_out_and_identical_calls_in_flight_are_made_once() -> None:
     @workflow(version="1")
     async def wide(contract: Document, do: Item) -> Summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 
@@ -13,23 +14,27 @@ from twolane.errors import OutOfTime
 from twolane.kernel import Kernel
 from twolane.rules import forecast
 
+WALKED = 2_000
+"""Items that are walked to the end before the first are forecast from; of more, the share of these stands for the rest.
+They are in random order, and slots would stand idle while ten thousand were walked."""
+
 
 async def pilot(kernel: Kernel, items: Items, run_id: str, positions: Sequence[int]) -> dict[str, object] | None:
     """Run a pilot among the items that have no memos yet, and carry its mean and spread over to the rest; the forecast,
     None where the run stopped meanwhile.
 
-    The pilot begins as soon as it is complete, while the others are still being walked: nobody waits for ten thousand
-    walks before the first call.
+    The pilot begins as soon as it is complete, while others are still being walked.
     """
     began = time.monotonic()
     size = forecast.pilot_size(len(positions))
     walk = _Walk(items, positions)
-    await walk.until(size)
+    await walk.until(fresh=size)
     first = walk.fresh[:size]
-    rest, _ = await asyncio.gather(walk.until(len(positions)), items.work(first))
+    await asyncio.gather(walk.until(walked=WALKED), items.work(first))
     if items.stop is not None or items.is_leaving:
         return None
-    return _said(kernel, run_id, first, rest - len(first), time.monotonic() - began, items)
+    fresh = round(len(walk.fresh) * len(positions) / walk.walked) if walk.walked else 0
+    return _said(kernel, run_id, first, fresh - len(first), time.monotonic() - began, items)
 
 
 class _Walk:
@@ -40,17 +45,18 @@ class _Walk:
         self._items, self._ahead = items, iter(positions)
         self._is_tired = False
         self.fresh: list[int] = []
+        self.walked = 0
 
-    async def until(self, count: int) -> int:
-        """Go on until that many are found, or all are walked; how many were found so far."""
-        while len(self.fresh) < count and not (self._items.stop or self._items.is_leaving):
+    async def until(self, *, fresh: float = math.inf, walked: float = math.inf) -> None:
+        """Go on until that many fresh ones are found, that many are walked in all, or there is none left."""
+        while len(self.fresh) < fresh and self.walked < walked and not (self._items.stop or self._items.is_leaving):
             position = next(self._ahead, None)
             if position is None:
                 break
             if self._is_tired or await self._is_fresh(position):
                 self.fresh.append(position)
+            self.walked += 1
             await asyncio.sleep(0)
-        return len(self.fresh)
 
     async def _is_fresh(self, position: int) -> bool:
         try:
