@@ -10,7 +10,8 @@ LOCK    = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 
 
 # Test folders that exist; git keeps no empty ones.
 UNIT   := $(wildcard tests/unit tests/typing)
-REST   := $(wildcard tests/adapters tests/integration tests/docs tests/crash tests/load tests/conformance)
+MANY   := $(wildcard tests/adapters tests/integration tests/docs tests/conformance)
+ALONE  := $(wildcard tests/crash tests/load)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check crash load conformance docs lock clean
@@ -30,8 +31,9 @@ check: $(STAMP) ## format, lint, types, imports, unit tests: before every commit
 	@$(BIN)/lint-imports --no-logo
 	@$(PYTEST) $(UNIT)
 
-test: check ## check, then every other test but the long ones
-	@$(PYTEST) -m "not long" $(REST)
+test: check ## check, then every other test but the long ones: most wait, so three at a time
+	@$(PYTEST) -m "not long" --numprocesses 3 --dist worksteal $(MANY)
+	@$(PYTEST) -m "not long" $(ALONE)
 
 crash: $(STAMP) ## kill -9 and injected faults at every write, the long ones too
 	@$(PYTEST) tests/crash
@@ -52,6 +54,7 @@ lock: ## resolve every lock anew (needs uv)
 	@$(LOCK) pyproject.toml -o requirements/core.txt >/dev/null
 	@$(LOCK) pyproject.toml --extra dev -c requirements/core.txt -o requirements/dev.txt >/dev/null
 	@$(LOCK) pyproject.toml --extra clients -c requirements/dev.txt -o requirements/clients.txt >/dev/null
+	@$(LOCK) pyproject.toml --extra tokens -c requirements/core.txt -o requirements/tokens.txt >/dev/null
 
 clean: ## remove .venv and every cache
 	@rm -rf .venv build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

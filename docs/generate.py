@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from twolane import cli, config
+from twolane.config import values
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -97,7 +98,9 @@ def _limits(field: FieldInfo) -> Iterator[tuple[str, float]]:
 
 def _kind(hint: Any) -> str:  # Any: annotations have no common type
     simple: dict[Any, str] = {
-        config.SecretRef: "secret by reference", config.PerMillion: "decimal string",
+        values.SecretRef: "secret by reference",
+        values.PerMillion: "decimal string", values.Amount: "decimal string", values.Joules: "decimal string",
+        values.Seconds: "decimal string", values.Size: "size", values.Cron: "five fields of cron",
         str: "text", int: "whole number", float: "number", bool: "true or false",
     }  # fmt: skip
     origin, inner = get_origin(hint), [each for each in get_args(hint) if each not in (type(None), Ellipsis)]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         HandoffRefused,
         Killed,
         LaneFull,
+        OutOfTime,
         Refused,
         SwitchTripped,
         TwolaneError,
@@ -33,8 +34,8 @@ _HOMES = {
     "Tool": "batch.tools", "agent": "batch.workflow", "tool": "batch.tools", "workflow": "batch.workflow",
     "Document": "domain.document", "Quote": "domain.document", "Money": "domain.money",
     "BudgetExceeded": "errors", "ConfigError": "errors", "HandoffRefused": "errors", "Killed": "errors",
-    "LaneFull": "errors", "Refused": "errors", "SwitchTripped": "errors", "TwolaneError": "errors",
-    "UpstreamError": "errors",
+    "LaneFull": "errors", "OutOfTime": "errors", "Refused": "errors", "SwitchTripped": "errors",
+    "TwolaneError": "errors", "UpstreamError": "errors",
     "Platform": "platform", "RunSummary": "platform",
 }  # fmt: skip
 
@@ -48,6 +49,7 @@ __all__ = [
     "Killed",
     "LaneFull",
     "Money",
+    "OutOfTime",
     "Platform",
     "Prompt",
     "Quote",

@@ -9,12 +9,14 @@ TwolaneError
 │   ├── Unauthenticated     no key, or not one of ours
 │   ├── BadRequest          the request itself is wrong
 │   ├── NotFound            no such route, upstream, run, item …
+│   ├── Conflict            somebody else changed it meanwhile
 │   ├── Unavailable         retry_after_s: this server takes no request now; another may, or this one later
 │   └── LaneFull            lane, upstream, waited_s, retry_after_s: worth retrying as well
 │       └── UpstreamDown    the same, because the upstream is left alone after its failures
 ├── HandoffRefused          agent, problems: the item goes to quarantine
 ├── DocumentRefused         the document cannot be read: the item goes to quarantine
 ├── OutOfTime               timeout_s: the item's workflow did not end, and goes to quarantine
+├── Runaway                 guard, why: a guard ended this step
 ├── UpstreamError           upstream, status, retryable
 ├── LedgerBroken            first_bad: fatal, nothing more is written
 ├── InvalidEntry            these fields cannot become a leaf
@@ -60,7 +62,8 @@ class BudgetExceeded(Refused):
 
     def __init__(self, scope: str, *, limit: str, spent: str, held: str, asked: str) -> None:
         self.scope, self.limit, self.spent, self.held, self.asked = scope, limit, spent, held, asked
-        unit = "--tokens N" if "tokens" in limit else "--money AMOUNT"
+        named = limit.rpartition(" ")[2]  # "5 calls", "1.5 accelerator-seconds"
+        unit = f"--{named} N" if named in ("tokens", "calls", "seconds", "accelerator-seconds") else "--money AMOUNT"
         move = (
             "Raise the agent's allowance, or shorten its prompt or max_tokens"
             if scope.startswith("allowance:")
@@ -78,7 +81,9 @@ class SwitchTripped(Refused):
 
     def __init__(self, scope: str, cause: str) -> None:
         self.scope, self.cause = scope, cause
-        super().__init__(f"{scope}: stopped by its switch ({cause}). Nothing was called")
+        super().__init__(
+            f"{scope}: stopped by its switch ({cause}). Nothing was called. Reset it: twolane switch reset {scope}"
+        )
 
 
 class Unpriced(Refused):
@@ -87,11 +92,11 @@ class Unpriced(Refused):
     code = "unpriced"
     status = 503
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, why: str = "") -> None:
         self.upstream = upstream
         super().__init__(
-            f"upstream {upstream}: it has no price, so its cost cannot be bounded. Give it price = "
-            '{ input = "…", output = "…" } per million tokens, or unpriced = "allow"'
+            f"upstream {upstream}: it has no price{f' ({why})' if why else ''}, so its cost cannot be bounded. Give it "
+            'price = { input = "…", output = "…" } per million tokens, or unpriced = "allow"'
         )
 
 
@@ -134,6 +139,13 @@ class NotFound(Refused):
     def __init__(self, problem: str, *, param: str | None = None) -> None:
         self.param = param
         super().__init__(problem)
+
+
+class Conflict(Refused):
+    """It is not as whoever asks thought: somebody else changed it meanwhile. Nothing was done."""
+
+    code = "conflict"
+    status = 409
 
 
 class Unavailable(Refused):
@@ -211,17 +223,31 @@ class DocumentRefused(TwolaneError):
 
 
 class OutOfTime(TwolaneError):
-    """An item took longer than its workflow may; what it paid for is kept."""
+    """An item took longer than its workflow, or one within it (`workflow`), may; what it paid for is kept."""
 
     code = "out_of_time"
     status = 504
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, workflow: str = "") -> None:
         self.timeout_s = timeout_s
+        told = f"workflow {workflow} within it" if workflow else "its workflow"
         super().__init__(
-            f"its workflow did not end within {timeout_s:g} s. What it paid for is kept. If it only needs longer, say "
-            "so with @workflow(timeout_s=…), and release the item"
+            f"{told} did not end within {timeout_s:g} s. What it paid for is kept. If it only needs longer, say so "
+            "with @workflow(timeout_s=…), and release the item"
         )
+
+
+class Runaway(TwolaneError):
+    """A guard ended this step, or lets its item begin no further one: it costs, and leads nowhere. What was paid for is
+    kept. `why` holds figures and agents' names, and no content."""
+
+    code = "guard_tripped"
+    status = 502
+    exit_code = 3
+
+    def __init__(self, guard: str, why: str, *, agent: str = "") -> None:
+        self.guard, self.why, self.agent = guard, why, agent
+        super().__init__(f'guard {guard}: {why}. Watch only: [guard.{guard}] mode = "shadow"')
 
 
 class UpstreamError(TwolaneError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 import pytest
 from aiohttp import web
+from tests.servers import served
 
 from twolane.domain.completion import Completion
 from twolane.domain.records import Message, ModelCall, ReplySchema, Usage
@@ -48,17 +48,9 @@ class Server:
 @asynccontextmanager
 async def serving(answer: Answer) -> AsyncIterator[Server]:
     server = Server(answer)
-    app = web.Application(logger=logging.getLogger("test"))
-    app.router.add_post("/v1/chat/completions", server.handle)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
+    async with served("/v1/chat/completions", server.handle) as url:
+        server.url = url + "/v1"
         yield server
-    finally:
-        await runner.cleanup()
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ import pytest
 
 from twolane.batch import run as runs
 from twolane.batch.items import IN_FLIGHT_PER_SLOT
+from twolane.domain.money import decimal_string
 from twolane.testing import Rehearsal
 
 ITEMS, SLOTS = 40, 4
@@ -173,6 +174,7 @@ async def survive(lab: Lab, seed: int, kills: int, *, spread: int = 10**6) -> No
         assert {row["status"] for row in steps} <= {"ok", "reused", "in_doubt"}
         assert asked_again <= len(doubtful) <= killed * IN_FLIGHT, "what was in flight is booked, and nothing else"
         assert all(row["cost_pico"] > 0 for row in doubtful)
+        assert summary.in_doubt == decimal_string(sum(row["cost_pico"] for row in doubtful))
         assert platform.kernel.store.all("reservations") == []
         folder = Path(summary.reports)
         reports = [json.loads(path.read_text()) for path in folder.glob("*.json")]

@@ -95,6 +95,23 @@ async def test_a_step_is_shown_to_its_tenant_alone(tmp_path: Path) -> None:
             await gate.get(f"/api/v1/steps/{wrong}", mine, status=404)
 
 
+async def test_a_key_is_told_its_own_tenants_costs_by_whatever_it_asks(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as gate:
+        mine, theirs = await create_key(gate.kernel, "legal", "ci"), await create_key(gate.kernel, "sales", "ci")
+        for key, count in ((mine, 2), (theirs, 1)):
+            for _ in range(count):
+                headers = {"authorization": f"Bearer {key}"}
+                async with gate.http.post(f"{gate.url}/v1/chat/completions", json=ANY, headers=headers) as response:
+                    assert response.status == 200
+        told = await gate.get("/api/v1/costs?by=tenant,upstream&since=1d", mine)
+        assert (told["currency"], told["total"], told["has_more"]) == ("USD", "0.000028", False)
+        assert [(row["key"], row["cost"], row["calls"]) for row in told["rows"]] == [("legal/main", "0.000028", 2)]
+        assert (await gate.get("/api/v1/costs", theirs))["total"] == "0.000014"
+        for query in ("by=colour", "since=later", "tenant=legal", "by=day&by=key", "by", "until=7d", "by=%ff"):
+            await gate.get(f"/api/v1/costs?{query}", mine, status=400)
+        await gate.get("/api/v1/costs", status=401)
+
+
 async def test_upstreams_are_those_within_a_keys_reach(tmp_path: Path) -> None:
     async with gateway(tmp_path) as gate:
         everything = await create_key(gate.kernel, "legal", "ci")
@@ -104,7 +121,8 @@ async def test_upstreams_are_those_within_a_keys_reach(tmp_path: Path) -> None:
         told = await gate.get("/api/v1/upstreams", everything)
         assert [upstream["name"] for upstream in told["upstreams"]] == ["main", "other"]
         main, other = told["upstreams"]
-        assert main["price"] == {**PRICE, "cache_read": None, "cache_write": None}
+        price = {"id": gate.kernel.upstreams["main"].price_id, "from": "own", "input": "1.00", "output": "2.00"}
+        assert main["price"] == price
         idle = {"busy": 0, "borrowed": 0, "lent": 0, "waiting": 0, "calls_left": None, "tokens_left": None}
         lanes = main["lanes"]
         assert lanes.pop("source") == "live"
@@ -131,6 +149,7 @@ async def test_budgets_and_switches_are_those_of_the_keys_tenant(tmp_path: Path)
             "scope": "key:legal/ci", "window": "total",
             "money": {"limit": "1.00", "spent": "0.00", "held": "0.00", "remaining": "1.00"},
             "tokens": {"limit": 5, "spent": 0, "held": 0, "remaining": 5},
+            **dict.fromkeys(("calls", "seconds", "accelerator_seconds")),
         }  # fmt: skip
         told = await gate.get("/api/v1/switches", mine)
         assert sorted(switch["scope"] for switch in told["switches"]) == scopes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema_rs
@@ -18,7 +20,9 @@ from twolane.online.openapi import describe
 
 
 class Anything:
-    """Stands for a kernel where nothing of it is used."""
+    """Stands for a kernel where nothing of it is used, and nobody listens."""
+
+    telemetry = SimpleNamespace(tracing=None, requests=Counter[tuple[str, str]](), scrape_key=None)
 
     def __getattr__(self, name: str) -> Any:  # Any: whatever is asked for
         return Anything()

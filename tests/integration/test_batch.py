@@ -36,7 +36,8 @@ from twolane import (
 )
 from twolane.batch import reports
 from twolane.batch import run as runs
-from twolane.config import BudgetSection, Config, KeysSection
+from twolane.batch.worker import Worker
+from twolane.config import BudgetSection, Config, KeysSection, WorkSection
 from twolane.domain.records import ModelCall
 from twolane.errors import UsageError
 from twolane.testing import Rehearsal, Reply
@@ -492,6 +493,19 @@ async def test_a_result_that_cannot_be_shown_quarantines_its_item_and_a_table_th
         assert table == "item,name,more\nc00,c00,\nc03,c03,1\n"
 
 
+async def test_a_fault_of_the_workflow_is_traced_once_and_not_for_every_item(caplog: pytest.LogCaptureFixture) -> None:
+    @workflow(version="1")
+    async def faulty(contract: Document, do: Item) -> Report:
+        raise ValueError(f"no {contract.id}")
+
+    async with Rehearsal() as platform:
+        with caplog.at_level(logging.WARNING, "twolane.batch"):
+            summary = await platform.run(faulty, documents(5))
+        assert summary.items["quarantined"] == 5
+        told = [record for record in caplog.records if "no c0" in record.getMessage()]
+        assert (len(told), sum(bool(record.exc_info) for record in told)) == (5, 1)
+
+
 # ── stops ──
 
 
@@ -526,6 +540,42 @@ async def test_a_budget_that_pays_for_all_calls_is_not_broken_by_the_bounds_of_t
         assert Decimal(summary.cost) <= limit
 
 
+async def test_a_workflow_inside_another_spends_its_parents_budget_and_no_other() -> None:
+    @workflow(version="1")
+    async def outer(contract: Document, do: Item) -> Report:
+        report: Report = await do(AUDIT, contract)
+        for number in range(9):  # nobody stops it but the budget
+            report = await do(AUDIT, Document(f"{contract.id}-{number}", f"{contract.text} {number}"))
+        return report
+
+    rehearsal = Rehearsal(SCRIPT)
+    limited = rehearsal._config
+    rehearsal._config = lambda folder: limited(folder).model_copy(  # type: ignore[method-assign]  # as a file would say it
+        update={"budget": {"item": BudgetSection(calls=10)}}
+    )
+    async with rehearsal as platform:
+        summary = await platform.run(outer, documents(2))
+        assert summary.items["quarantined"] == 2
+        calls = Counter(row["item"] for row in steps(platform, summary.run) if row["status"] == "ok")
+        assert calls == {"c00": 10, "c01": 10}
+        assert "10 calls reached" in quarantine(platform, summary.run)["c01"]["problems"]
+
+
+async def test_what_would_not_fit_into_a_workers_memory_is_quarantined_before_it_is_loaded() -> None:
+    rehearsal = Rehearsal(SCRIPT)
+    limited = rehearsal._config
+    rehearsal._config = lambda folder: limited(folder).model_copy(  # type: ignore[method-assign]  # as a file would say it
+        update={"work": WorkSection(memory="0.01 MB")}
+    )
+    large = Document("large", "The price is 3 EUR. " + "word " * 2_000)
+    async with rehearsal as platform:
+        summary = await platform.run(AUDIT, [*documents(6), large])
+        assert (summary.status, summary.items["done"], summary.items["quarantined"]) == ("done", 6, 1)
+        row = quarantine(platform, summary.run)["large"]
+        assert row["kind"] == "document"
+        assert "[work] memory is" in row["problems"]
+
+
 async def test_a_budget_of_each_item_quarantines_the_item_and_not_the_run() -> None:
     rehearsal = Rehearsal(SCRIPT)
     limited = rehearsal._config
@@ -550,7 +600,9 @@ async def test_an_allowance_covers_a_step_and_its_repairs() -> None:
             assert (summary.status, summary.items["quarantined"]) == ("done", 1)
             assert summary.by_agent.get("verifier", {"calls": 0})["calls"] == calls, allowance
             if calls < 2:
-                assert "allowance:verifier: budget" in quarantine(platform, summary.run)["c00"]["problems"]
+                waits = quarantine(platform, summary.run)["c00"]
+                assert "allowance:verifier: budget" in waits["problems"]
+                assert waits["agent"] == "verifier"
 
 
 async def test_an_upstream_that_is_gone_stops_the_run_and_quarantines_nothing(tmp_path: Path) -> None:
@@ -619,6 +671,30 @@ async def test_a_killed_run_is_stopped_and_goes_on_when_resumed() -> None:
         again = await resume(platform, run)
         assert (again.status, again.items["done"]) == ("done", 6)
         assert platform.verify().ok
+
+
+@pytest.mark.parametrize("is_broken", [False, True], ids=["", "though its guards fail"])
+async def test_a_killed_run_does_not_wait_for_items_that_wait_outside_a_step(
+    is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = asyncio.Event()
+    if is_broken:
+        monkeypatch.setattr(Worker, "_guard", lambda *_: 1 / 0)
+
+    @workflow(version="1")
+    async def waits(contract: Document, do: Item) -> Report:
+        waiting.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async with Rehearsal(SCRIPT) as platform:
+        run = await platform.start(waits, documents(2))
+        working = asyncio.create_task(platform.work(run, flow=waits))
+        await waiting.wait()
+        killed = await platform.kill(run)
+        assert (killed["status"], killed["stopped_steps"]) == ("stopped", 0)
+        summary = await working
+        assert (summary.status, summary.items["done"], summary.items["quarantined"]) == ("stopped", 0, 0)
 
 
 async def test_a_run_whose_caller_gives_up_is_stopped_and_not_done() -> None:

@@ -11,8 +11,10 @@ import pytest
 from twolane.domain.money import PICO
 from twolane.domain.records import Message, ModelCall, Price
 from twolane.errors import BudgetExceeded, SwitchTripped
-from twolane.kernel import accounts, treasury
+from twolane.kernel import accounts, doubts, treasury
+from twolane.kernel.books import Books, State, state_of
 from twolane.kernel.treasury import Hold, Treasury
+from twolane.rules.budgets import NOTHING, Amount
 from twolane.store import Transaction
 from twolane.store.sqlite import SQLiteStore
 
@@ -30,19 +32,20 @@ class Bank:
     async def set_budget(self, scope: str, pico: int) -> None:
         await self.treasury.set_budget(scope, period="total", pico=pico, tokens=None, actor="test")
 
-    def hold(self, step: str) -> Callable[[Transaction], object]:
+    def hold(self, step: str, *, is_last: bool = True) -> Callable[[Transaction], object]:
         """A work that asks for a hold."""
         entry = {"kind": "step", "step": step, "tenant": "t"}
         ask = treasury._Ask(step, ("tenant:t",), CALL, PRICE, may_shrink=False, entry=entry, intent=None)
-        return lambda tx: self.treasury._hold(tx, ask=ask, is_first=True, is_last=True)
+        return lambda tx: self.treasury._hold(tx, ask=ask, is_first=True, is_last=is_last)
 
-    def account(self) -> dict[str, int]:
+    def account(self) -> State:
         row = self.store.one("spending", scope="tenant:t", window="total")
-        return dict(row) if row else {}
+        return state_of(row) if row else State(NOTHING, NOTHING)
 
 
 @pytest.fixture
-async def bank(tmp_path: Path) -> AsyncIterator[Bank]:
+async def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bank]:
+    monkeypatch.setattr(accounts, "NEWS_US", 0)  # no calls are in flight that a new limit would have to wait for
     bank = Bank(tmp_path / "store.db")
     await bank.set_budget("tenant:t", PICO)
     yield bank
@@ -59,41 +62,40 @@ async def test_a_hold_that_begins_and_ends_in_one_group_leaves_its_cost_and_no_r
     await in_one_group(
         bank,
         lambda tx: held.append(bank.hold("s")(tx)),
-        lambda tx: treasury.settle(tx, "s", ("tenant:t",), pico=7, tokens=3, hold=held[0]),
+        lambda tx: Books.of(tx).settle("s", ("tenant:t",), Amount(7, 3), held=(held[0].windows, held[0].amount)),
     )
     assert bank.store.all("reservations") == []
-    assert bank.account() == {"spent_pico": 7, "held_pico": 0, "spent_tokens": 3, "held_tokens": 0}
+    assert bank.account() == State(Amount(7, 3), NOTHING)
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["known to its holder", "known to the store alone"])
 async def test_a_hold_ends_once_though_another_process_took_its_holder_for_dead(bank: Bank, is_known: bool) -> None:
     first, _ = await in_one_group(bank, bank.hold("a"), bank.hold("b"))
     assert isinstance(first, Hold)
-    bound, tokens = first.money()
-    assert bank.account()["held_pico"] == 2 * bound
-    await bank.store.write(lambda tx: treasury.settle(tx, "a", ("tenant:t",), pico=bound, tokens=tokens))
-    hold = first if is_known else None
-    await bank.store.write(lambda tx: treasury.settle(tx, "a", ("tenant:t",), pico=5, tokens=1, hold=hold))
-    assert bank.account() == {
-        "spent_pico": bound + 5, "held_pico": bound, "spent_tokens": tokens + 1, "held_tokens": tokens,
-    }  # fmt: skip
+    bound, tokens = first.amount[:2]
+    assert bank.account().held.pico == 2 * bound
+    await bank.store.write(lambda tx: Books.of(tx).settle("a", ("tenant:t",), Amount(bound, tokens)))
+    hold = (first.windows, first.amount) if is_known else None
+    await bank.store.write(lambda tx: Books.of(tx).settle("a", ("tenant:t",), Amount(5, 1), held=hold))
+    assert bank.account() == State(Amount(bound + 5, tokens + 1), Amount(bound, tokens, 1))
     assert [row["step"] for row in bank.store.all("reservations")] == ["b"]
 
 
 async def test_a_hold_whose_caller_left_before_it_heard_of_it_is_ended_in_the_same_group(bank: Bank) -> None:
-    await in_one_group(bank, bank.hold("s"), lambda tx: treasury.settle(tx, "s", ("tenant:t",), pico=0, tokens=0))
+    await in_one_group(bank, bank.hold("s"), lambda tx: Books.of(tx).settle("s", ("tenant:t",), Amount(0, 0)))
     assert bank.store.all("reservations") == []
-    assert bank.account() == {"spent_pico": 0, "held_pico": 0, "spent_tokens": 0, "held_tokens": 0}
+    assert bank.account() == State(NOTHING, NOTHING)
+
+
+NO_MORE = dict.fromkeys(("tokens", "calls", "us", "accelerator_us"))
 
 
 def lower(tx: Transaction) -> None:
-    tx.run("set_budget", scope="tenant:t", period="total", pico=1, tokens=None, source="command", since=0)
-    accounts.forget_limits(tx)
+    tx.run("set_budget", scope="tenant:t", period="total", pico=1, source="command", since=0, **NO_MORE)
 
 
 def trip(tx: Transaction) -> None:
     tx.run("trip", scope="tenant:t", cause="test", actor="test", tripped=1)
-    tx.cache.pop("tripped", None)
 
 
 async def test_what_changes_inside_a_group_holds_for_the_works_after_it(bank: Bank) -> None:
@@ -110,14 +112,28 @@ async def test_a_limit_that_was_set_and_rolled_back_is_not_remembered(bank: Bank
 
     def fails(tx: Transaction) -> None:
         lower(tx)
-        assert bank.treasury.accounts(tx, ["tenant:t"])[0].limit_pico == 1
+        assert bank.treasury.accounts(tx, ["tenant:t"])[0].limit.pico == 1
         raise LookupError("rehearsed")
 
     with pytest.raises(LookupError):
         await bank.store.write(fails)
     await bank.set_budget("tenant:other", 1)  # the epoch is now the number that was rolled back
     (account,) = await bank.store.write(lambda tx: bank.treasury.accounts(tx, ["tenant:t"]))
-    assert account.limit_pico == PICO
+    assert account.limit.pico == PICO
+
+
+async def test_a_limit_that_was_read_beside_a_trip_that_was_rolled_back_is_not_remembered(bank: Bank) -> None:
+    def fails(tx: Transaction) -> None:
+        trip(tx)
+        bank.treasury.accounts(tx, ["tenant:t"])
+        raise LookupError("rehearsed")
+
+    with pytest.raises(LookupError):
+        await bank.store.write(fails)
+    other = SQLiteStore(bank.store.path)
+    await other.write(lower)  # the epoch is now the number that was rolled back
+    other.close()
+    assert isinstance(await bank.store.write(bank.hold("b")), BudgetExceeded)
 
 
 async def test_a_limit_that_another_process_changed_holds_for_the_next_group(bank: Bank) -> None:
@@ -131,7 +147,24 @@ async def test_a_limit_that_another_process_changed_holds_for_the_next_group(ban
 async def test_what_is_spent_without_a_hold_counts_before_the_next_hold_of_its_group(bank: Bank) -> None:
     await bank.store.write(lambda tx: bank.treasury.accounts(tx, ["tenant:t"]))  # its window is open
     _, refused = await in_one_group(
-        bank, lambda tx: treasury.settle(tx, "s", ("all", "tenant:t"), pico=PICO, tokens=1), bank.hold("b")
+        bank, lambda tx: Books.of(tx).settle("s", ("all", "tenant:t"), Amount(PICO, 1)), bank.hold("b")
     )
     assert isinstance(refused, BudgetExceeded)
-    assert bank.account()["spent_pico"] == PICO
+    assert bank.account().spent.pico == PICO
+
+
+async def test_a_dead_processs_block_is_booked_once_though_two_find_it_dead_at_the_same_time(bank: Bank) -> None:
+    block = Amount(pico=7, tokens=5, calls=3)
+    await bank.store.write(lambda tx: Books.of(tx).lease("dead", "tenant:t", "total", block))
+    settle = [lambda tx: doubts.settle_dead(tx, dead={"dead"})] * 2
+    assert await in_one_group(bank, *settle) == [1, 0]
+    assert bank.account() == State(block, NOTHING)
+
+
+async def test_what_was_leased_in_the_same_group_is_asked_for_before_a_hold_is_refused(bank: Bank) -> None:
+    _, answer = await in_one_group(
+        bank,
+        lambda tx: Books.of(tx).lease("a0", "tenant:t", "total", Amount(pico=PICO)),
+        bank.hold("s", is_last=False),
+    )
+    assert answer == treasury._Parked([("tenant:t", "total")], is_asked=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from tests.integration.processes import ended, until
 from tests.integration.test_batch import (
     AUDIT,
     BAD,
@@ -26,7 +27,7 @@ from tests.integration.test_batch import (
     resume,
     steps,
 )
-from tests.integration.test_workers import Place, ended, is_whole, place, until
+from tests.integration.test_workers import Place, is_whole, place
 
 from twolane import Document, Item, Prompt, RunSummary, agent, workflow
 from twolane.batch import run as runs

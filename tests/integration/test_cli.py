@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from twolane.cli import budget
+from twolane.errors import UsageError
 
 Answer = dict[str, Any]  # Any: JSON
 
@@ -240,6 +244,62 @@ def test_a_budget_stops_a_run_with_3_and_raising_it_lets_it_go_on(shell: Shell, 
     assert (resumed["status"], resumed["items"]["done"]) == ("done", 22)
 
 
+@pytest.mark.parametrize("option", ["--money", "--tokens", "--calls", "--seconds", "--accelerator-seconds"])
+@pytest.mark.parametrize(
+    "value", ["-1", "nan", "inf", "1e9", "five", "", "0x10", "9" * 30], ids=lambda value: value[:6]
+)
+def test_a_budget_that_is_no_number_is_refused_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(budget.app, ["set", "tenant:t", option, value])
+    assert isinstance(done.exception, UsageError), done.exception
+    assert value[:6] in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_outside_contract_of_budgets(shell: Shell) -> None:
+    first = shell.json(
+        "budget", "set", "tenant:legal", "--money", "$5", "--tokens", "50,000", "--calls", "0", "--seconds", "1.5",
+        "--accelerator-seconds", "90", "--period", "day",
+    )  # fmt: skip
+    limit = {"money": "5.00", "tokens": 50_000, "calls": 0, "seconds": "1.5", "accelerator_seconds": "90"}
+    assert first == {"scope": "tenant:legal", "period": "day", **limit, "previous": None}
+    raised = shell.json("budget", "set", "tenant:legal", "--money", "7", "--if-limit", "5")
+    assert raised["previous"] == {"period": "day", **limit}
+    lost = shell.run("budget", "set", "tenant:legal", "--money", "9", "--if-limit", "5")
+    assert (lost.returncode, "its budget is $7.00 in total, since somebody changed it" in lost.stderr) == (1, True)
+    shell.json("budget", "set", "upstream:extractive", "--calls", "3")
+    money, calls = shell.json("budget", "list")["budgets"]
+    named = {"limit": "7.00", "spent": "0.00", "held": "0.00", "leased": "0.00", "remaining": "7.00"}
+    assert money == {"scope": "tenant:legal", "period": "total", **named}
+    assert calls["calls"] == {"limit": 3, "spent": 0, "held": 0, "leased": 0, "remaining": 3}
+    assert (calls["limit"], calls["spent"], calls["remaining"]) == (None, "0.00", None)
+    assert "no such run in this store" in shell.run("budget", "set", "run:nope", "--calls", "3").stdout
+    assert shell.json("budget", "reconcile") == {"in_doubt": []}
+    for scope, words in (
+        ("tenant:", "is not a scope"),
+        ("tenant:\udcdc", "is not a scope"),
+        ("key:t", "is not a scope"),
+        ("upstream:x", "no upstream 'x'"),
+    ):
+        wrong = shell.run("budget", "set", scope, "--calls", "1")
+        assert (wrong.returncode, words in wrong.stderr) == (2, True), wrong.stderr
+    assert "is not a scope" in shell.run("budget", "reconcile", "tenant").stderr
+
+
+def test_a_slip_of_the_pen_on_a_switch_is_said_and_what_is_stopped_says_how_to_go_on(shell: Shell) -> None:
+    for scope, words in (("upstream:extrative", "did you mean 'extractive'?"), ("run:r1", "twolane run list")):
+        said = shell.run("switch", "trip", scope).stdout
+        assert (f"{scope} is stopped" in said, words in said) == (True, True), said
+    assert "But" not in shell.run("switch", "trip", "upstream:extractive").stdout
+    assert "But" not in shell.run("switch", "trip", "--all", "--reason", " ").stdout
+    causes = {row["cause"] for row in shell.json("switch", "list")["switches"]}
+    assert causes == {"tripped by a person"}
+    refused = shell.run("ask", "How many days?")
+    assert (refused.returncode, "Reset it: twolane switch reset all" in refused.stderr) == (3, True), refused.stderr
+
+
 def test_a_worker_takes_queued_runs_obeys_their_switches_and_gives_up_on_what_cannot_begin(
     shell: Shell, contracts: str
 ) -> None:
@@ -326,7 +386,8 @@ def test_the_outside_contract_of_a_plan_a_fork_a_diff_and_a_resume(
     assert (fork["calls"], fork["reused"]) == (3, 3)
     diff = shell.json("run", "diff", first["run"], fork["run"])
     assert diff["by_agent"]["reader"] == {
-        "same": 3, "changed": 0, "only_first": 0, "only_second": 0, "calls": 0, "reused": 3, "cost": "0.00",
+        "same": 3, "changed": 0, "only_first": 0, "only_second": 0, "unknown": 0, "calls": 0, "reused": 3,
+        "cost": "0.00",
     }  # fmt: skip
     assert diff["by_agent"]["judge"]["calls"] == 3
     assert "results" in shell.run("run", "diff", first["run"], fork["run"]).stdout
@@ -360,6 +421,8 @@ def test_the_outside_contract_of_the_quarantine(shell: Shell) -> None:
     assert shell.run("quarantine", "release").returncode == 2
     released = shell.json("quarantine", "release", "--run", run, "--kind", "handoff", "--route", "model")
     assert released == {"run": run, "released": ["c.txt"]}
+    assert "Nothing of it is in quarantine" in shell.run("quarantine", "release", run, "c.txt").stdout
+    assert "Fix it" not in shell.run("quarantine", "show", run, "c.txt").stdout
     done = shell.json("run", "resume", run, "--wait")
     assert done["items"] == {"total": 2, "done": 0, "quarantined": 2}
     assert (done["by_agent"]["reader"]["calls"], done["by_agent"]["judge"]["calls"]) == (3, 2)

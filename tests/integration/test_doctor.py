@@ -21,6 +21,7 @@ import pytest
 from aiohttp import web
 
 from twolane.cli.checkup import Line, State, check_up
+from twolane.cli.doctor import _bill
 from twolane.config import Config
 from twolane.domain.records import Message, ModelCall
 from twolane.domain.schema import reply_schema
@@ -242,6 +243,7 @@ async def test_an_upstream_that_is_gone_is_told_without_its_address(tmp_path: Pa
     found = await probe(kernel, "up")
     assert verdicts(found) == {"reachable": "no", **dict.fromkeys(QUESTIONS[1:], "unknown")}
     assert "127.0.0.1" not in str(found.as_fields())
+    assert "unpriced" not in _bill(found), "it has a price; what failed attempts cost is for the records to say"
     assert last_probe(kernel.store, "up") == found
     await kernel.aclose()
 

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
-from twolane import Document, HandoffRefused, Item, Platform, Prompt, RunSummary, Workflow, agent, workflow
+from twolane import Document, HandoffRefused, Item, OutOfTime, Platform, Prompt, RunSummary, Workflow, agent, workflow
 from twolane.config import BudgetSection
 from twolane.domain.records import ModelCall
 from twolane.testing import Rehearsal
@@ -124,7 +125,7 @@ async def test_what_a_cancelled_branch_had_finished_is_kept_and_the_rest_is_clos
 async def test_a_timeout_of_the_workflows_own_closes_the_call_and_the_item_goes_on() -> None:
     async def story(document: Document, do: Item) -> Told:
         try:
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(0.5):  # of an answer that takes 4.5: the call has left by then
                 return await do(reader, "slow")
         except TimeoutError:
             return await do(judge, "instead")
@@ -168,6 +169,32 @@ async def test_a_workflow_runs_within_another_and_its_steps_say_so() -> None:
         deeper = await platform.run(read_twice, documents())
         assert (deeper.calls, deeper.reused) == (0, 2), "memos know no paths"
         assert {row["agent"] for row in steps(platform, deeper.run)} == {"read-clause/reader", "reader"}
+
+
+@pytest.mark.parametrize("is_caught", [True, False])
+async def test_a_workflow_within_another_has_its_own_time(is_caught: bool) -> None:
+    @workflow(version="1", timeout_s=0.5)
+    async def hasty(clause: Clause, do: Item) -> Told:
+        return await do(reader, "slow")
+
+    async def story(document: Document, do: Item) -> Told:
+        try:
+            return await do(hasty, Clause(id="a", number=1))
+        except OutOfTime:
+            if is_caught:
+                return await do(judge, "instead")
+            raise
+
+    async with Rehearsal(reader='{"text": "' + "word " * 900 + '"}', judge=echo, token_ms=5) as platform:
+        summary = await platform.run(flow(story), documents())
+        assert steps(platform, summary.run)[0]["status"] == "cancelled"
+        assert platform.kernel.store.all("reservations") == []
+        if is_caught:
+            assert text_of(summary) == "instead"
+        else:
+            (row,) = platform.kernel.store.all("quarantined", run=summary.run)
+            told = platform.kernel.read_body(row["problems"]).decode()
+            assert "workflow hasty within it did not end within 0.5 s" in told
 
 
 async def test_a_workflow_within_another_counts_against_the_items_budget() -> None:

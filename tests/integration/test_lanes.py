@@ -18,10 +18,11 @@ from twolane.domain.records import Lane, Message, ModelCall, Origin, Route
 from twolane.errors import LaneFull, UpstreamDown, UpstreamError
 from twolane.kernel import Kernel, Request, attempt
 from twolane.kernel import lanes as lanes_module
+from twolane.kernel import slots as slots_module
 from twolane.kernel.lanes import Claim, LaneState
 from twolane.models.rehearsal import Rehearsal
 from twolane.models.sse import MadeStream
-from twolane.rules import feedback
+from twolane.rules import feedback, pricing
 from twolane.rules.feedback import State
 
 TEXT = "one two three four five six seven eight nine ten"
@@ -195,6 +196,27 @@ async def test_a_free_place_is_taken_without_a_task_or_a_timer(tmp_path: Path) -
             permit.release()  # a second time changes nothing
         assert asyncio.all_tasks() == before
         assert kernel.lanes._gates["up"]._timer is None
+
+
+async def test_the_next_in_batch_holds_its_money_before_its_slot_is_free_and_nobody_behind_it_does(
+    tmp_path: Path,
+) -> None:
+    model = Rehearsal("up", reply=TEXT, first_token_ms=150)
+    async with opened(tmp_path, model, slots=Slots(online=1, batch=17)) as kernel:
+        calls = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(30)]
+        await until(lambda: len(kernel.store.all("reservations")) == 19)  # seventeen, and one of every sixteen begun
+        assert model.requests == lane(kernel, Lane.BATCH).busy == 17
+        assert lane(kernel, Lane.BATCH).waiting == 13
+        assert await asyncio.gather(*calls) == [TEXT] * 30
+
+
+async def test_money_that_calls_in_flight_give_back_is_waited_for_ahead_of_a_slot_too(tmp_path: Path) -> None:
+    model = Rehearsal("up", reply=TEXT, first_token_ms=20)
+    async with opened(tmp_path, model, slots=ONE) as kernel:
+        bound = pricing.upper_bound(CALL, PriceTable(input="1", output="2").as_price()).pico or 0
+        await kernel.treasury.set_budget("tenant:t", period="total", pico=bound * 3 // 2, tokens=None, actor="test")
+        calls = [asyncio.create_task(call(kernel, request(Lane.BATCH))) for _ in range(2)]
+        assert await asyncio.gather(*calls) == [TEXT] * 2
 
 
 # ── rates ──
@@ -559,4 +581,23 @@ async def test_loans_go_to_other_processes_and_come_back(tmp_path: Path) -> None
         assert lane(worker).lent == lane(worker).held == 0
         assert await asyncio.gather(*batch) == [TEXT] * 4
         await cancel_all(online)
+        await worker.aclose()
+
+
+async def test_what_people_needed_a_moment_ago_is_not_lent_to_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots_module, "SPARE_S", 0.5)
+    up: dict[str, Any] = {"slots": Slots(online=4, batch=1), "lend": 3}
+    async with opened(tmp_path, Rehearsal("up", reply=TEXT, first_token_ms=20), **up) as gateway:
+        worker = await Kernel.open(
+            config(tmp_path, up=up, other={}), models={"up": Rehearsal("up", faults="always: hang 1")}
+        )
+        await asyncio.gather(*(call(gateway, request()) for _ in range(2)))
+        batch = [asyncio.create_task(call(worker, request(Lane.BATCH))) for _ in range(6)]
+        await until(lambda: lane(worker, Lane.BATCH).busy == 2)
+        assert lane(gateway).held == 3  # two were busy at once, and one is to spare
+        await until(lambda: lane(worker, Lane.BATCH).busy == 4)  # nobody came any more
+        assert lane(gateway).held == 1
+        await cancel_all(batch)
         await worker.aclose()

@@ -175,9 +175,16 @@ def test_a_forged_entry_without_a_run_is_found_in_the_root(path: Path) -> None:
         ("UPDATE run_total SET calls = calls + 1 WHERE run = 'r2'", "run r2: its totals"),
         ("DELETE FROM run_total WHERE run = 'r0'", "run r0: its totals"),
         (
-            "INSERT INTO run_total SELECT 'r9', agent, calls, 0, 0, 0, 0, 0, 1, 0 FROM run_total LIMIT 1",
+            "INSERT INTO run_total (day, run, agent, upstream, model, calls, reused, refused, failed, input_tokens,"
+            " output_tokens, cost_pico, total_us) VALUES ('', 'r9', 'a', '', '', 1, 0, 0, 0, 0, 0, 1, 0)",
             "run r9: its totals",
         ),
+        ("UPDATE day_total SET cost_pico = cost_pico + 1", "day 2023-11-14 t a batch: its totals"),
+        ("UPDATE day_total SET calls = calls - 1", "day 2023-11-14 t a batch: its totals"),
+        ("UPDATE day_total SET tenant = 'other'", "its totals"),
+        ("DELETE FROM day_total", "day 2023-11-14 t a batch: its totals"),
+        ("UPDATE charge_total SET cost_pico = cost_pico + 1", "day 2023-11-14: its charges"),
+        ("DELETE FROM charge_total", "day 2023-11-14: its charges"),
         ("UPDATE chain SET seq = seq + 1 WHERE run = 'r1'", "chain heads"),
         ("UPDATE chain SET prev = '' WHERE run = 'r1'", "chain heads"),
         ("DELETE FROM chain WHERE run = 'r1'", "chain heads"),

@@ -624,3 +624,30 @@ async def test_anthropics_client_parses_a_structured_reply(tmp_path: Path) -> No
         (call,) = gate.upstream.calls
         assert call.schema is not None
         assert "words" in call.schema.schema["properties"]  # type: ignore[operator]  # JSON
+
+
+@pytest.mark.parametrize("is_streamed", [True, False], ids=["streamed", "whole"])
+async def test_an_answer_whose_time_is_used_up_keeps_what_came_and_ends_as_the_protocol_ends_one(
+    tmp_path: Path, is_streamed: bool
+) -> None:
+    half = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":1,"delta":{"ty'
+    async with (
+        scripted(streamed(*CLAUDE[:8], half, hangs=True)) as claude,
+        scripted(streamed(*GPT[:4], b'data: {"id":"c","choices":[{"index":0,"del', hangs=True)) as gpt,
+        gateway(tmp_path, claude=claude.url, gpt=gpt.url) as gate,
+    ):
+        for server, model in ((claude, "claude"), (gpt, "gpt")):
+            await gate.kernel.treasury.set_budget(f"upstream:{model}", period="total", us=700_000, actor="t")
+            async with gate.post({**ANY, "model": model, "stream": is_streamed}) as response:
+                assert response.status == 200
+                told = await response.read()
+            message: Json = dict(whole_message(read_events(told))) if is_streamed else orjson.loads(told)
+            assert message["stop_reason"] == "max_tokens"
+            assert [part["type"] for part in message["content"]] == ["thinking", "text"]
+            assert message["content"][1]["text"].startswith("one mo")
+            if is_streamed:
+                kinds = [event["type"] for event in read_events(told)]
+                assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 2
+                assert kinds[-2:] == ["message_delta", "message_stop"]
+            await asyncio.wait_for(server.gone.wait(), 5)
+        assert {step["status"] for step in gate.steps()} == {"killed"}

@@ -502,6 +502,9 @@ async def test_unknown_paths_and_methods_look_like_openai_errors(tmp_path: Path)
         async with gate.http.get(f"{gate.url}/nothing") as response:
             assert response.status == 404
             assert (await error_of(response))["code"] == "not_found"
+        async with gate.http.get(gate.url.removesuffix("/v1") + "/%20") as response:
+            named = str((await error_of(response))["message"]).partition("there are: ")[2].split(", ")
+            assert len(named) == len(set(named)) > 5
         async with gate.http.delete(f"{gate.url}/models") as response:
             assert response.status == 405
             assert (await error_of(response))["code"] == "method_not_allowed"
@@ -706,7 +709,7 @@ async def object_from(folder: Path, *arguments: str) -> Any:  # Any: JSON
 async def test_a_server_told_to_stop_finishes_its_answers(tmp_path: Path) -> None:
     (tmp_path / "twolane.toml").write_text(TOML)
     key = await object_from(tmp_path, "key", "create", "--tenant", "legal", "--name", "ci", "--models", "auto")
-    assert set(key) == {"key", "tenant", "name"}
+    assert set(key) == {"key", "tenant", "name", "budget"}
     server = await twolane(tmp_path, "serve", "--port", "0")
     assert server.stdout is not None
     url = (await server.stdout.readline()).decode().split()[-1]
@@ -740,6 +743,7 @@ async def test_ask_answers_on_one_stream_and_says_what_it_took_on_the_other(tmp_
     asked = await object_from(tmp_path, "ask", "What is the rent?")
     assert asked["answer"].endswith("nine ten")
     assert (asked["model"], asked["upstream"], asked["currency"]) == ("auto", "main", "USD")
+    assert asked["reason"] == "light of route auto"
     assert asked["tokens"]["output"] == 10
     assert asked["cost"].startswith("0.0000")
     assert asked["ttft_ms"] >= 0

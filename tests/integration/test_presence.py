@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -337,3 +338,15 @@ async def test_a_process_that_wakes_from_a_sleep_commits_nothing_twice(tmp_path:
     for _ in range(2):
         assert await sleep_and_wake(tmp_path) <= {"ok", "in_doubt"}
     assert await sleep_and_wake(tmp_path) == {"ok", "in_doubt"}
+
+
+async def test_where_the_event_loop_stands_still_is_told(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    def compute_for_long() -> None:
+        ended = time.monotonic() + 30
+        while not caplog.records and time.monotonic() < ended:
+            time.sleep(0.01)
+
+    async with present(where, beat_s=0.02):
+        compute_for_long()
+    assert "this process has stood still for 0.3 s in " in caplog.text
+    assert "compute_for_long (" in caplog.text

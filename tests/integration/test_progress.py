@@ -15,7 +15,7 @@ from rich.console import Console
 from twolane import Document, Item, Platform, Prompt, agent, workflow
 from twolane.batch import again
 from twolane.cli.lines import progress_line
-from twolane.cli.progress import drawing
+from twolane.cli.progress import BAR, drawing
 from twolane.errors import NotFound
 from twolane.kernel.progress import REPEAT_S, Progress, Watching
 from twolane.testing import Rehearsal
@@ -76,7 +76,7 @@ async def test_what_is_in_flight_is_shown_and_gone_when_it_is_killed() -> None:
         working = asyncio.create_task(platform.work(run, flow=review))
         async with aclosing(platform.kernel.watching.follow(run)) as states:
             async for progress in states:
-                if progress.agents and progress.agents["reader"].running == 3:
+                if progress.agents and progress.agents["reader"].running == 4:  # three, and one ahead
                     assert progress.left is None
                     assert progress.left_by == "too few of its items have ended"
                     await platform.kill(run)
@@ -148,9 +148,9 @@ async def test_a_line_and_a_drawing_say_what_is_known_and_obey_nothing() -> None
         assert "of 2.00 USD" in progress_line(progress)
         console = Console(width=120, record=True, file=io.StringIO())
         console.print(drawing(progress))
-        text = console.export_text()
-        assert "judge" in text
-        assert "3 of 3 done" in text
+        bar, said, head, first, _ = console.export_text().splitlines()
+        assert (len(bar), said) == (BAR, progress_line(progress).rpartition(" · ")[0])
+        assert (head.split()[-1], first.split()[0]) == ("cost", "judge")
         fields = json.loads(progress.line)
         assert fields["left_s"] is None
         assert fields["agents"]["judge"] == {

@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -22,10 +23,12 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from tests.stores import KEPT_AT
 
-from twolane.batch.queue import Chunk, Queue
+from twolane.batch.queue import Chunk, Queue, _engine
 from twolane.errors import Killed, StoreError
+from twolane.store.postgres import FROZEN_S
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("each_store")]
 
@@ -547,3 +550,17 @@ async def test_the_file_is_a_wal_file_of_its_own(path: Path) -> None:
         with connect(path) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert [entry.name for entry in path.parent.iterdir()] == ["queue.db"]  # no -wal is left after a clean close
+
+
+async def test_who_is_frozen_in_mid_transaction_keeps_no_lock_on_chunks(path: Path) -> None:
+    where = at(path)
+    if not isinstance(where, str):
+        pytest.skip("a file's lock is held by the frozen until they wake or die")
+    async with await Queue.open(where, "r", executor_id="a", work=done):
+        with _engine(where).connect() as frozen:
+            frozen.execute(sa.text("CREATE TABLE locked (n int)")).close()
+            began = time.monotonic()
+            with psycopg.connect(where, autocommit=True) as other:  # waits until the server has ended that session
+                other.execute("CREATE TABLE locked (n int)")
+            assert time.monotonic() - began < 4 * FROZEN_S
+            frozen.invalidate()

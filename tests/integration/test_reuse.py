@@ -589,6 +589,24 @@ async def test_a_fork_that_changes_nothing_costs_nothing_and_differs_in_nothing(
         assert all(each.changed == 0 and each.same == 2 for each in told.agents.values())
 
 
+async def test_an_answer_that_another_item_paid_for_is_no_difference() -> None:
+    @agent(returns=Report)
+    def clerk(contract: Document) -> Prompt:
+        return Prompt(system="You file.", user="the same for everybody")
+
+    @workflow(version="1")
+    async def filing(contract: Document, do: Item) -> Report:
+        return await do(clerk, contract)
+
+    async with Rehearsal(clerk='{"text": "filed"}', slots=1) as platform:
+        first = await platform.run(filing, documents(3))
+        second = await platform.work(await platform.fork(first.run, from_agent="clerk", flow=filing), flow=filing)
+        told = diff.compare(platform.kernel, first.run, second.run).agents["clerk"]
+        assert (told.changed, told.only_first, told.only_second) == (0, 0, 0)
+        assert told.same + told.unknown == told.calls + told.reused == 3
+        assert told.same >= 1
+
+
 async def test_a_fork_replays_what_was_drawn_at_random() -> None:
     @agent(returns=Report)
     def poet(contract: Document) -> Prompt:

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.integration.processes import begin, ended, until
 from tests.stores import kept_in
 
 from twolane.batch import run as runs
@@ -328,18 +329,7 @@ class Place:
     platform: Platform
 
     async def begin(self, *arguments: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "twolane", *arguments, cwd=self.folder, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-        async def end() -> None:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.communicate()
-
-        self.stack.push_async_callback(end)
-        return process
+        return await begin(self.stack, self.folder, *arguments)
 
     async def miss(self, *names: str) -> None:
         """As if these schedules had been seen two years ago: one tick is due, one was missed."""
@@ -386,18 +376,6 @@ async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each_store: Non
     async with AsyncExitStack() as stack:
         platform = await stack.enter_async_context(await Platform.open(can_call=False))
         yield Place(tmp_path, stack, platform)
-
-
-async def until(holds: Callable[[], object], *, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        await asyncio.sleep(0.005)
-
-
-async def ended(process: asyncio.subprocess.Process) -> str:
-    out, _ = await asyncio.wait_for(process.communicate(), 90)
-    return out.decode()
 
 
 async def test_workers_start_and_finish_what_is_due_and_a_broken_schedule_stops_none_of_them(place: Place) -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from twolane.domain.records import Message, ModelCall, Price, Status
 from twolane.errors import BudgetExceeded
 from twolane.kernel import leases, ledger
-from twolane.kernel.treasury import Hold, Treasury, count, drift
+from twolane.kernel.treasury import DURABLY, Durably, Hold, Treasury, count, drift, used
 from twolane.rules import pricing
 from twolane.store import Transaction
 from twolane.store.sqlite import SQLiteStore
@@ -70,15 +70,16 @@ class Machine(RuleBasedStateMachine):
     async def _reserve(self, process: Process, size: int, is_batch: bool, may_shrink: bool) -> None:
         self.steps += 1
         step, call = f"s{self.steps}", ModelCall((Message("user", "q"),), "m", size)
-        hold = None if is_batch else process.treasury.try_reserve(step, SCOPES, call, PRICE)
-        if hold is None:
+        hold = DURABLY if is_batch else process.treasury.try_reserve(step, SCOPES, call, PRICE)
+        if isinstance(hold, Durably):
             entry = {"v": 1, "kind": "step", "step": step, "tenant": "t", "api_key": "k"}
             intent = {"v": 1, "kind": "intent", "step": step} if is_batch else None
             with suppress(BudgetExceeded):
                 hold = await process.treasury.reserve(
                     step, SCOPES, call, PRICE, may_shrink=may_shrink, entry=entry, intent=intent
                 )
-        if hold is not None:
+        assert hold is not None, "a budget is always set"
+        if not isinstance(hold, Durably):
             assert hold.max_tokens == size or may_shrink
             assert hold.bound == pricing.upper_bound(ModelCall(call.messages, "m", hold.max_tokens), PRICE)
             process.holds[step] = hold
@@ -94,9 +95,10 @@ class Machine(RuleBasedStateMachine):
             self.run(self._settle(process, step, pico))
 
     async def _settle(self, process: Process, step: str, pico: int) -> None:
-        end = process.treasury.ending(step, SCOPES, pico=pico, tokens=pico)
         fields = {"v": 1, "kind": "step", "op": "chat", "step": step, "tenant": "t", "api_key": "k", "cost_pico": pico}
         fields |= {"status": Status.OK, "at_us": ledger.now_us(), "input_tokens": pico, "output_tokens": 0}
+        fields |= {"total_us": 7}
+        end = process.treasury.ending(step, SCOPES, used(fields, pico=pico))
 
         def work(tx: Transaction) -> None:
             end(tx)
@@ -167,10 +169,10 @@ class Machine(RuleBasedStateMachine):
         for scope in SCOPES:  # and no await in here: what looks after the blocks stands still meanwhile
             block = process.treasury._blocks._blocks.get((scope, "total"))
             shares = [share for hold in process.holds.values() for share in hold.shares]
-            held = sum(share.pico for share in shares if share.block.scope == scope)
-            free = block.pico if block is not None else 0
+            held = sum(share.amount.pico for share in shares if share.block.scope == scope)
+            free = block.free.pico if block is not None else 0
             assert kept.get(scope, 0) == held + free
-            assert block is None or free <= max(block.size[0], 0)
+            assert block is None or free <= max(block.size.pico, 0)
 
     def teardown(self) -> None:
         if hasattr(self, "processes"):

@@ -73,9 +73,7 @@ class Gateway:
         await self.kernel.treasury.give_back()
         await self.kernel.store.write(lambda tx: None)
         assert drift(self.kernel.store) == []
-        assert not any(
-            account.held_pico or account.held_tokens for account in await self.kernel.treasury.all_accounts()
-        )
+        assert not any(any(account.held) for account in await self.kernel.treasury.all_accounts())
         await until(lambda: not self.patience.is_ticking)
         assert self.patience.held_bytes == 0
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.integration.processes import begin, ended, until
 from tests.stores import empty
 
 from twolane import config as configuration
@@ -90,18 +89,7 @@ class Place:
         return await platform.start("flow:notes", [folder], **more)  # type: ignore[arg-type]  # what `start` takes
 
     async def begin(self, *arguments: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "twolane", *arguments, cwd=self.folder, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-        async def end() -> None:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.communicate()
-
-        self.stack.push_async_callback(end)
-        return process
+        return await begin(self.stack, self.folder, *arguments)
 
     def worked(self) -> list[tuple[int, str]]:
         """Which process began which item, in order."""
@@ -130,18 +118,6 @@ async def shared_place(place: Place, database: str) -> AsyncIterator[Place]:
     yield place
     await place.stack.aclose()
     empty(database)
-
-
-async def until(holds: Callable[[], bool], *, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        await asyncio.sleep(0.02)
-
-
-async def ended(process: asyncio.subprocess.Process) -> str:
-    out, _ = await asyncio.wait_for(process.communicate(), 90)
-    return out.decode()
 
 
 def paid(platform: Platform, run: str) -> Counter[tuple[str, str]]:

@@ -32,6 +32,8 @@ Facts = dict[str, Any]  # Any: JSON
 class Words:
     """An upstream whose answers are there at once, in chunks."""
 
+    ends_when_closed = True
+
     def __init__(self) -> None:
         from twolane.domain.records import Usage
         from twolane.models import sse

@@ -79,6 +79,8 @@ class Instant:
     """An upstream that answers at once, always the same: one block of three events, as a quick server sends a short
     answer."""
 
+    ends_when_closed = True
+
     def __init__(self) -> None:
         from twolane.domain.records import Usage
         from twolane.models.sse import DONE, Chunks

@@ -6,7 +6,9 @@ contracts PATH     the contract audit over PATH, offline: contracts a second, pe
 steps              durable steps a second and processor time a step, through the whole door on SQLite with full sync
 lanes              time to first token online, idle and while a batch backlog fills the same upstream's batch slots
 serve              resident memory of the gateway, idle and after requests
+money [CALLS] [ADDRESS]   what a budget of $1 lets through where others overspend; the ledger beside the upstream's bill
 reserve            microseconds to hold a call on three budgets in memory, and what holding and settling cost a call
+telemetry          microseconds that monitoring adds to an attempt, with and without tracing, and what a scrape takes
 """
 
 from __future__ import annotations
@@ -237,7 +239,8 @@ def reserve(calls: int = 20_000, in_flight: int = 50) -> Figures:
     from twolane import config
     from twolane.domain.records import Message, ModelCall, Origin
     from twolane.kernel import Kernel, ledger
-    from twolane.kernel.treasury import count, drift
+    from twolane.kernel.treasury import Durably, count, drift
+    from twolane.rules.budgets import Amount
     from twolane.store import Transaction
 
     question = Message("user", "How long may a supplier take to answer a written notice of delay?")
@@ -261,13 +264,13 @@ def reserve(calls: int = 20_000, in_flight: int = 50) -> Figures:
         async def one(number: int) -> None:
             step = f"{number:024x}"
             began = time.perf_counter()
-            if treasury.try_reserve(step, scopes, call, price) is None and treasury.is_limited(scopes):
+            if isinstance(treasury.try_reserve(step, scopes, call, price), Durably):
                 await treasury.reserve(step, scopes, call, price, may_shrink=False, entry=fields, intent=None)
                 waits.append(time.perf_counter() - began)
             else:
                 times.append(time.perf_counter() - began)
             await asyncio.sleep(0)
-            end = treasury.ending(step, scopes, pico=4_600_000, tokens=80)
+            end = treasury.ending(step, scopes, Amount(4_600_000, 80, 1))
 
             def work(tx: Transaction) -> None:
                 leaf = {**fields, "step": step, "at_us": ledger.now_us()}
@@ -303,6 +306,65 @@ def reserve(calls: int = 20_000, in_flight: int = 50) -> Figures:
         without = asyncio.run(go(Path(free), ()))
     added = with_budgets["cpu_us_a_call"] - without["cpu_us_a_call"]
     return {"calls": calls, "in_flight": in_flight, **with_budgets, "cpu_us_a_call_added": round(added, 1)}
+
+
+def telemetry(tenants: int = 1_000, days: int = 60) -> Figures:
+    """What counting and a span add to an attempt; and a scrape of a store with so many days of so many tenants, the
+    first one after a start, which adds up all days, and the median of nine later ones."""
+    from timeit import repeat
+
+    from opentelemetry.metrics import NoOpMeterProvider
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from twolane import config
+    from twolane.domain.records import Lane, Status
+    from twolane.kernel import Kernel, ledger
+    from twolane.kernel.treasury import count
+    from twolane.store import Transaction
+    from twolane.telemetry import Telemetry, Tracing
+
+    counted, tracing = Telemetry(), Tracing(TracerProvider(), NoOpMeterProvider())
+    fields: dict[str, object] = {"op": "chat", "step": "0" * 24, "attempt": 1, "tenant": "t", "lane": "online"}
+    fields |= {"upstream": "main", "model": "m", "status": "ok", "input_tokens": 60, "output_tokens": 20}
+    fields |= {"cost_pico": 4_600_000, "currency": "USD", "ttft_us": 250_000, "total_us": 900_000}
+
+    def attempt() -> None:
+        counted.steps[Lane.ONLINE, "main"].add(Status.OK, 120, 250_000)
+        counted.requests["/v1/chat/completions", "ok"] += 1
+
+    def span() -> None:
+        tracing.end(tracing.begin(fields, "openai")[0], fields, "openai")
+
+    async def scrapes(folder: Path) -> list[float]:
+        kernel = await Kernel.open(config.Config.model_validate({"store": f"sqlite:{folder / 's.db'}"}))
+        today_us = ledger.now_us()
+
+        def fill(tx: Transaction, day: int) -> None:
+            at_us = today_us - day * 86_400_000_000
+            for tenant in range(tenants):
+                count(tx, fields | {"tenant": f"t{tenant}", "at_us": at_us}, pico=4_600_000)
+
+        for day in range(days):
+            await kernel.store.write(lambda tx, day=day: fill(tx, day))  # type: ignore[misc]
+        times = []
+        for _ in range(10):
+            kernel.metrics._known.clear()
+            began = time.perf_counter()
+            await kernel.metrics.page(None, "")
+            times.append((time.perf_counter() - began) * 1000)
+        await kernel.aclose()
+        return times
+
+    with tempfile.TemporaryDirectory() as folder:
+        first, *later = asyncio.run(scrapes(Path(folder)))
+    return {
+        "counted_us": round(min(repeat(attempt, number=100_000, repeat=5)) * 10, 2),
+        "span_us": round(min(repeat(span, number=2_000, repeat=5)) * 500, 1),
+        "tenants": tenants,
+        "days": days,
+        "first_scrape_ms": round(first, 1),
+        "scrape_ms": round(statistics.median(later), 1),
+    }
 
 
 def _quantiles_ms(times: list[float]) -> Figures:
@@ -381,6 +443,14 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TWOLANE_")}
 
 
+def money(*arguments: str) -> Figures:
+    """See `tests/load/money.py`."""
+    sys.path.insert(0, str(ROOT))  # run as a script, its own folder is there instead
+    from tests.load.money import money as measured
+
+    return measured(*arguments)
+
+
 FIGURES: dict[str, Callable[..., Figures]] = {
     "install": install,
     "help": help_,
@@ -389,6 +459,8 @@ FIGURES: dict[str, Callable[..., Figures]] = {
     "lanes": lanes,
     "serve": serve,
     "reserve": reserve,
+    "money": money,
+    "telemetry": telemetry,
 }
 
 if __name__ == "__main__":

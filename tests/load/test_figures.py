@@ -9,13 +9,29 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from tests.load import figures, isolation, long_run, online, plan, plots, steps, svg
+from tests.load import costs, figures, guards, isolation, kill, long_run, money, online, plan, plots, steps, svg
+from tests.stores import ADAPTERS, missing
 
 
 def test_the_core_installs_lightly() -> None:
     weight = figures.install()
     assert weight["distributions"] <= 60
     assert weight["megabytes"] <= 200
+
+
+def test_the_ledger_says_to_the_picounit_what_the_upstream_billed(tmp_path: Path) -> None:
+    told = money.bill(tmp_path, f"sqlite:{tmp_path / 'bill.db'}", 300)
+    assert told["ends"].keys() == {"ok", "BudgetExceeded", "UpstreamError"}
+    assert told["ledger_pico"] == told["billed_pico"] == told["budget_pico"]
+    assert (told["ledger_ok"], told["drift"]) == (True, [])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_nothing_is_overspent_where_others_overspend() -> None:
+    for row in money.money(10_000)["cases"]:
+        assert (row["overspent_pico"], row["drift"]) == (0, []), row
+        assert row["used"] >= 0.98, row
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
@@ -53,6 +69,11 @@ def test_durable_steps_are_all_recorded() -> None:
     assert run["steps_per_second"] >= 100
 
 
+async def test_reports_hold_what_the_steps_cost_and_take_no_time(tmp_path: Path) -> None:
+    told = await costs.measure(5_000, 100, f"sqlite:{tmp_path / 'costs.db'}")
+    assert told["slowest"] <= 1_000
+
+
 def test_a_durable_step_takes_less_processor_time_than_an_engines_that_records_less() -> None:
     ours, theirs = (steps.one_round(name, 30, 16, engines=None, before=None) for name in ("twolane", "dbos"))
     assert ours["cpu_s"] < theirs["cpu_s"], (ours, theirs)
@@ -70,6 +91,56 @@ def test_a_run_of_many_items_is_recorded_whole_and_holds_nothing_at_its_end() ->
     assert run["ledger_ok"]
     assert run["held_at_the_end"] == 0
     assert run["peak_mb"] <= 300
+
+
+def test_runaways_are_stopped_within_eight_steps_or_half_a_unit() -> None:
+    names = (
+        "price x 10, equal",
+        "one sentence",
+        "nearly the same",
+        "ping-pong of two",
+        "one tool",
+        "quotes",
+        "online: e",
+    )
+    told = guards.runaways([scene for scene in guards.SCENES if scene.name.startswith(names)])
+    assert told["scenes"] == 8
+    assert [each for each in told["each"] if not each["stopped"]] == []
+
+
+@pytest.mark.long
+def test_every_runaway_is_stopped_within_eight_steps_or_half_a_unit() -> None:
+    told = guards.runaways()
+    assert told["scenes"] >= 20
+    assert [each for each in told["each"] if not each["stopped"]] == []
+
+
+def test_fewer_than_one_in_ten_thousand_normal_steps_is_paused() -> None:
+    told = guards.normal(3_000, 1)
+    assert told["verdicts"] * 10_000 < told["steps"]
+
+
+def test_prose_does_not_repeat_itself(shared: Path) -> None:
+    assert guards.streams(20)["verdicts"] == 0
+
+
+def test_a_guard_takes_little_of_a_step() -> None:
+    figure = guards.cost(10_000)
+    assert figure["online_us_a_step"] <= 30, "10 where nothing else runs"
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_switch_closes_what_four_processes_run_and_nothing_is_generated_a_second_later(
+    shared: Path, kind: str
+) -> None:
+    if kind == "postgres" and missing():
+        pytest.skip(missing())
+    told = kill.kill(60, 1, kind=kind, processes=(4,))
+    (four,) = told["each"]
+    assert four["tokens_generated_from_1_s_after"] == 0
+    assert four["steps_reported"] == [60]
+    assert four["closed_ms"]["p99"] <= 1_000, "100 where nothing else runs"
+    assert told["survives_kill_9"]
 
 
 def test_online_keeps_its_first_token_time_while_batch_fills_its_own_slots() -> None:

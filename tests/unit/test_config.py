@@ -9,6 +9,7 @@ import pytest
 from twolane.config import Config, load, resolve_secret
 from twolane.domain.money import PICO
 from twolane.errors import ConfigError
+from twolane.rules.guards import DEFAULTS, Limits
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,7 @@ def test_an_unknown_key_far_from_any_other_gets_the_list() -> None:
 
 def test_the_files_own_place_is_not_a_key_of_it() -> None:
     assert "source: there is no such key" in refusal('source = "elsewhere.toml"')
+    assert "source" not in refusal('zzz = "nothing is like it"')
 
 
 def test_an_unknown_condition_of_a_rule_is_refused_with_those_there_are() -> None:
@@ -164,6 +166,12 @@ def test_an_unknown_condition_of_a_rule_is_refused_with_those_there_are() -> Non
         (NIGHTLY + 'budget = "5 EUR"', "keeps USD"),
         (NIGHTLY + 'budget = "0"', "can pay for nothing"),
         (NIGHTLY + 'tenant = "a b"', "schedule.nightly.tenant: "),
+        ("[guard.cost-velocty]", "guard.cost-velocty: there is no such guard; did you mean 'cost-velocity'?"),
+        ('[guard.cost-velocity]\npause = "3"', 'guard.cost-velocity: pause is written like "3x forecast"'),
+        ('[guard.cost-velocity]\nkill = "2x"', "guard.cost-velocity: kill is not below pause"),
+        ('[guard.cost-velocity]\nceiling = "0"', "a ceiling is more than 0"),
+        ('[guard.runway]\npause = "2x"', "guard.runway: it takes no pause"),
+        ('[guard.agent-loop]\nmode = "quiet"', "guard.agent-loop.mode: "),
         (NIGHTLY + "with = { quick = true }", "schedule.nightly.with.quick: "),
         (NIGHTLY.replace("nightly", '"--all"'), "a name has letters"),
         ('currency = "usd"', "currency: "),
@@ -256,3 +264,15 @@ def test_a_wrong_variable_is_refused_like_a_wrong_key(
     message = refusal('store = "sqlite:x.db"' + SMALL)
     assert words in message
     assert SECRET not in message
+
+
+def test_a_guards_section_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "twolane.toml"
+    path.write_text(
+        '[guard.cost-velocity]\nscope = "run"\npause = "3x forecast"\nkill = "10.5x forecast"\nceiling = "5"\n'
+        '[guard.repetition]\nmode = "shadow"\n'
+    )
+    limits = load(path).guards()
+    assert limits["cost-velocity"] == Limits(scope="run", pause=3, kill=10.5, ceiling_pico=5 * PICO)
+    assert limits["repetition"] == Limits(mode="shadow")
+    assert {name for name in limits if limits[name] != DEFAULTS[name]} == {"cost-velocity", "repetition"}

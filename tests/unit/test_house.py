@@ -58,7 +58,7 @@ try:
     status = main()
 except SystemExit as end:
     status = end.code
-heavy = {"aiohttp", "dbos", "numpy", "psycopg", "sqlalchemy"}
+heavy = {"aiohttp", "dbos", "genai_prices", "numpy", "psycopg", "sqlalchemy"}
 print("\\n" + json.dumps([status, sorted(heavy & set(sys.modules))]))
 """
     printed, _, result = run_python(code).rstrip().rpartition("\n")

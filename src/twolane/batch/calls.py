@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -23,11 +23,16 @@ from twolane.batch.workflow import NeedsCall
 from twolane.domain.canonical import canonical_json, commitment
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Status, Subject
-from twolane.errors import HandoffRefused, Killed, Problem
+from twolane.errors import BudgetExceeded, HandoffRefused, Killed, Problem
 from twolane.kernel import Kernel, ledger, new_id
-from twolane.kernel.treasury import count, leaf_amount
-from twolane.store import Transaction, gather
+from twolane.kernel.answer import EXHAUSTED
+from twolane.kernel.clock import Clock
+from twolane.kernel.treasury import count, leaf_amount, used
+from twolane.store import Row, Transaction, gather, unwaited
 from twolane.store.vault import seal, unseal
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 T = TypeVar("T")
 
@@ -86,10 +91,10 @@ class ToolCall(Generic[T]):
         """
         memo = await self._memo()
         if memo is not None:
-            value, step, body = memo
+            value, row, body = memo
             if not is_plan:
                 self._kernel.switches.check(self._origin.scopes())
-                self._note_reuse(step, body)
+                self._note_reuse(row, body)
             return value
         if is_plan:
             raise NeedsCall(self._tool.name)
@@ -97,32 +102,39 @@ class ToolCall(Generic[T]):
 
     # ── memos ──
 
-    async def _memo(self) -> tuple[T, str, bytes] | None:
+    async def _memo(self) -> tuple[T, Row, bytes] | None:
         row = await self._kernel.lookups.one("memos", self.fingerprint)
         if row is None:
             return None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
         try:
-            return self._tool.returns.validate_json(body), row["step"], body
+            return self._tool.returns.validate_json(body), row, body
         except ValidationError:
             return None  # what it returns has another type by now
 
-    def _note_reuse(self, of_step: str, body: bytes) -> None:
-        fields = self._fields(new_id()) | {"status": Status.REUSED, "of": of_step, "cost_pico": 0, "total_us": 0}
+    def _note_reuse(self, memo: Row, body: bytes) -> None:
+        fields = self._fields(new_id()) | {"status": Status.REUSED, "of": memo["step"], "cost_pico": 0, "total_us": 0}
+        fields["saved_pico"] = None if memo["cost_pico"] is None else leaf_amount(memo["cost_pico"])
         fields |= {"output_digest": commitment(self._subject.salt, body), "at_us": ledger.now_us()}
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> Mapping[str, object]:
             ledger.append(tx, fields)
             count(tx, fields, pico=0)
+            return fields
 
-        self._kernel.store.submit(work).add_done_callback(_notice)
+        recorded = self._kernel.store.submit(work)
+        recorded.add_done_callback(unwaited)
+        self._kernel.telemetry.follow(recorded)
 
     # ── the call ──
 
     async def _call(self, processes: Processes) -> T:
         kernel, scopes, step = self._kernel, self._origin.scopes(), new_id()
+        kernel.guards.check(scopes)
         pico = self.pico
-        running = _Running(self, processes)
+        running, clock, tracing = _Running(self, processes), None, kernel.telemetry.tracing
+        if tracing is not None:
+            running.span, _ = tracing.begin(self._fields(step), "")
         status, reason, body = Status.CANCELLED, "", b""
         is_intended = True
         try:
@@ -130,7 +142,7 @@ class ToolCall(Generic[T]):
             fields = self._fields(step)
             intent = {**{k: fields[k] for k in _NAMED}, "kind": "intent", "at_us": ledger.now_us()}
             try:
-                await kernel.treasury.reserve(
+                hold = await kernel.treasury.reserve(
                     step, scopes, _priced(pico), Price(0, pico, overhead_tokens=0),
                     may_shrink=False, entry=fields, intent=intent,
                 )  # fmt: skip
@@ -138,6 +150,8 @@ class ToolCall(Generic[T]):
                 is_intended = False  # refused: nothing is held, and nothing was announced
                 raise
             kernel.switches.check(scopes)
+            if hold.amount.us:
+                clock = running.clock = Clock(kernel.treasury, hold, running.cut)
             body = await running.answer()
             value = self._tool.returns.validate_json(body)
             status = Status.OK
@@ -150,8 +164,17 @@ class ToolCall(Generic[T]):
         except Killed as error:
             status, reason = Status.KILLED, str(error)
             raise
+        except BudgetExceeded as error:
+            status, reason = Status.KILLED, f"{EXHAUSTED}: {error}"
+            raise
+        except asyncio.CancelledError:
+            if isinstance(running.stopped, Killed):  # its item was ended with it
+                status, reason = Status.KILLED, str(running.stopped)
+            raise
         finally:
             kernel.switches.ended(step)
+            if clock is not None:
+                clock.end()
             recorded = None
             if is_intended:
                 recorded = self._record(step, running, status=status, reason=reason, pico=pico, body=body)
@@ -176,7 +199,7 @@ class ToolCall(Generic[T]):
             "total_us": running.total_us,
             "output_digest": commitment(self._subject.salt, body) if body else None,
         }
-        end_hold = self._kernel.treasury.ending(step, self._origin.scopes(), pico=pico, tokens=0)
+        end_hold = self._kernel.treasury.ending(step, self._origin.scopes(), used(fields, pico=pico))
         sealed = seal(self._subject, body) if status is Status.OK else None
 
         def work(tx: Transaction) -> None:
@@ -203,7 +226,9 @@ class ToolCall(Generic[T]):
                 )
 
         recorded = self._kernel.store.submit(work)
-        recorded.add_done_callback(_notice)
+        recorded.add_done_callback(unwaited)
+        if self._kernel.telemetry.tracing is not None:
+            self._kernel.telemetry.tracing.end(running.span, fields, "")
         return recorded
 
     def _fields(self, step: str) -> dict[str, object]:
@@ -257,7 +282,10 @@ class _Running(Generic[T]):
     def __init__(self, call: ToolCall[T], processes: Processes) -> None:
         self._call, self._processes = call, processes
         self._task: asyncio.Task[bytes] | None = None
-        self._killed: Killed | None = None
+        self.stopped: BaseException | None = None
+        self.clock: Clock | None = None
+        """Where its time is limited."""
+        self.span: Span | None = None
         self._asked, self._began, self._ended = time.monotonic(), 0.0, 0.0
 
     @property
@@ -277,12 +305,22 @@ class _Running(Generic[T]):
 
     def kill(self, scope: str, cause: str) -> None:
         """A switch tripped."""
-        self._killed = Killed(scope, cause)
+        self._stop(Killed(scope, cause))
+
+    def cut(self) -> None:
+        """Its time is used up."""
+        assert self.clock is not None
+        self._stop(self.clock.refusal)
+
+    def _stop(self, why: BaseException | None) -> None:
+        self.stopped = why
         if self._task is not None:
             self._task.cancel()
 
     def _begin(self) -> None:
         self._began = time.monotonic()
+        if self.clock is not None:
+            self.clock.begin()
 
     async def answer(self) -> bytes:
         """Its answer as JSON.
@@ -290,10 +328,11 @@ class _Running(Generic[T]):
         Raises:
             Broken: it raised, took too long, died, or gave something else than it says.
             Killed: a switch ended it.
+            BudgetExceeded: its time was used up.
         """
         tool = self._call.tool
-        if self._killed is not None:
-            raise self._killed
+        if self.stopped is not None:
+            raise self.stopped
         if tool.is_async:
             self._begin()
             self._task = asyncio.ensure_future(self._call.run_here())
@@ -308,8 +347,8 @@ class _Running(Generic[T]):
                 self._task.cancel()
                 await asyncio.wait([self._task], timeout=STOP_S)
             self._ended = time.monotonic()
-        if self._killed is not None:
-            raise self._killed
+        if self.stopped is not None:
+            raise self.stopped
         if not self._task.done() or self._task.cancelled():
             raise Broken(f"did not end within {tool.timeout_s:g} s", f"did not end within {tool.timeout_s:g} s")
         return self._task.result()
@@ -323,9 +362,3 @@ def _priced(pico: int) -> ModelCall:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"it gave something else than it says it returns: {'/'.join(map(str, first['loc'])) or '/'}: {first['msg']}"
-
-
-def _notice(recorded: asyncio.Future[None]) -> None:
-    """Nobody may wait for it: mark its error as seen."""
-    if not recorded.cancelled():
-        recorded.exception()

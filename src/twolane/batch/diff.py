@@ -21,13 +21,15 @@ class AgentDiff:
     changed: int = 0
     only_first: int = 0
     only_second: int = 0
+    unknown: int = 0
+    """Answers of which one is kept no more: an equal call of another item took its place."""
     calls: int = 0
     reused: int = 0
     pico: int = 0
 
     def fields(self) -> dict[str, object]:
         """As one JSON object."""
-        counts = {name: getattr(self, name) for name in ("same", "changed", "only_first", "only_second")}
+        counts = {name: getattr(self, name) for name in ("same", "changed", "only_first", "only_second", "unknown")}
         return {**counts, "calls": self.calls, "reused": self.reused, "cost": decimal_string(self.pico)}
 
 
@@ -100,11 +102,18 @@ def _compare_answers(kernel: Kernel, diff: Diff) -> None:
     answers: list[Answers] = [answers_of(kernel, run) for run in (diff.first, diff.second)]
     kept: dict[str, dict[str, str]] = {}
 
-    def said(item: str, steps: tuple[str, ...]) -> tuple[str, ...]:
-        """What the steps answered: digests of the kept answers, in no order; a step whose memo is gone is itself."""
+    def answer(item: str, step: str) -> str:
+        """The digest of a step's kept answer, also where it was asked for another item; "" where it is not kept."""
         if item not in kept:
             kept[item] = {row["step"]: row["answer"] for row in kernel.store.all("memos_of_subject", subject=item)}
-        return tuple(sorted(kept[item].get(step, step) for step in steps))
+        if step not in kept[item]:
+            row = kernel.store.one("answer_of_step", step=step)
+            kept[item][step] = "" if row is None else row["answer"]
+        return kept[item][step]
+
+    def said(item: str, steps: tuple[str, ...]) -> list[str]:
+        """What the steps answered, in no order."""
+        return sorted(answer(item, step) for step in steps)
 
     for place in {**answers[0], **answers[1]}:
         item, agent = place
@@ -113,7 +122,11 @@ def _compare_answers(kernel: Kernel, diff: Diff) -> None:
             told.only_first += 1
         elif not sides[0]:
             told.only_second += 1
-        elif sides[0] == sides[1] or said(item, sides[0]) == said(item, sides[1]):
+        elif sides[0] == sides[1] or (
+            (before := said(item, sides[0])) == (after := said(item, sides[1])) and all(before)
+        ):
             told.same += 1
-        else:
+        elif all(before + after):
             told.changed += 1
+        else:
+            told.unknown += 1

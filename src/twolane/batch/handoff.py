@@ -13,7 +13,7 @@ from twolane.domain.completion import Completion
 from twolane.domain.document import Document, unmarked
 from twolane.domain.money import Money
 from twolane.domain.records import Status
-from twolane.domain.schema import Judged, judge
+from twolane.domain.schema import NOT_QUOTED, Judged, judge
 from twolane.errors import HandoffRefused, Problem, UpstreamError
 from twolane.kernel import Answer, Kernel, Request, Settled
 from twolane.store import Transaction
@@ -58,6 +58,8 @@ class Handoff(Generic[R]):
             if attempt != request.attempt:
                 request = replace(request, attempt=attempt)
             judged, last, pico = await answered(self.kernel, self.agent, request, spent, self._take)
+            is_unfounded = any(NOT_QUOTED in problem.text for problem in judged.problems)
+            self.kernel.guards.replied(request.origin, is_unfounded=is_unfounded)
             if judged.value is not None:
                 return judged.value
             problems, attempt, spent = judged.problems, last + 1, spent + pico
@@ -93,8 +95,10 @@ async def answered(
         answer: Answer | None = None  # until it has begun the door makes the further attempts
         try:
             async with kernel.door.step(_within(request, agent, spent + pico, kernel.config.currency)) as answer:
-                taken = take(answer, await answer.whole())
+                completion = await answer.whole()
+                taken = take(answer, completion)
             settled = await answer.durable()
+            kernel.guards.heard(request, completion)
             return Answered(taken, answer.attempt, pico + (settled.pico or 0))
         except UpstreamError as error:
             if retries == 0 or answer is None or not error.retryable:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from twolane.batch.calls import ToolCall
 from twolane.batch.conversation import Conversation
+from twolane.batch.deadline import within
 from twolane.batch.handoff import Handoff
 from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.memory import Memories, Memory, Reader, Scope
@@ -28,6 +29,7 @@ from twolane.domain.records import Lane, Message, ModelCall, Origin, Subject
 from twolane.domain.schema import objection
 from twolane.errors import HandoffRefused
 from twolane.kernel import Kernel, Request
+from twolane.telemetry import AGENT, WORKFLOW
 
 T = TypeVar("T")
 
@@ -116,7 +118,9 @@ class Item:
         """What the run was started with (`--with key=value`)."""
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
-        self._given_up = asyncio.Event()
+        self._is_given_up = False
+        self._inner: list[Item] = []
+        """Of the workflows under way within this one."""
         self.hits: list[str] = []
         """Agents and tools whose steps were answered, while planning from their memos, in order."""
         self.misses: list[Miss] = []
@@ -136,14 +140,16 @@ class Item:
     async def __call__(self, act: Doable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Perform an agent or a tool, or another workflow; identical calls in flight are made once."""
         value: Any  # Any: `Doable` says for each what it gives
-        if self._given_up.is_set():  # who is deaf to the cancellation might be deaf to an error as well, and ask on
+        if self._is_given_up:  # who is deaf to the cancellation might be deaf to an error as well, and ask on
             await asyncio.get_running_loop().create_future()
         match act:
             case Agent():
                 prompt = act(*args, **kwargs)
                 messages = prompt.messages()
                 sought = self._seek(act, prompt, messages, args, kwargs)
-                value = await self._once(sought.key, lambda: self._perform(act, prompt, messages, sought))
+                value = await self._once(
+                    sought.key, lambda: self.traced(AGENT, act.name, self._perform(act, prompt, messages, sought))
+                )
                 # One who shared the call has inputs of its own, which only its own check knows.
                 if problem := objection(value, sought.check):
                     raise HandoffRefused(act.name, [problem])
@@ -167,8 +173,8 @@ class Item:
         return Memory(self._reader, name, kind, scope)
 
     async def _nested(self, flow: Workflow[..., Any], value: object) -> BaseModel:
-        """Another workflow inside this item. Its steps name their agents `workflow/agent`, so that budgets and switches
-        of this run's own workflow hold for them too."""
+        """Another workflow inside this item, within its own time. Its steps name their agents `workflow/agent`, so that
+        budgets and switches of this run's own workflow hold for them too."""
         if not isinstance(value, flow.takes):
             raise TypeError(f"workflow {flow.name} takes {flow.takes.__name__}, not {type(value).__name__}")
         source = value if isinstance(value, Document) else self._source
@@ -177,9 +183,14 @@ class Item:
             options=self.options, steer=self._steer, draws=self._draws, is_plan=self._is_plan, common=self._common,
         )  # fmt: skip
         inner.refused_replies, inner._reader, inner._flights = self.refused_replies, self._reader, self._flights
-        inner.hits, inner.misses, inner._given_up = self.hits, self.misses, self._given_up
-        inner._path = (*self._path, flow.name)
-        result = await flow.function(value, inner)
+        inner.hits, inner.misses, inner._path = self.hits, self.misses, (*self._path, flow.name)
+        self._inner.append(inner)
+        try:
+            result = await within(
+                flow.timeout_s, self.traced(WORKFLOW, flow.name, flow.function(value, inner)), inner, name=flow.name
+            )
+        finally:
+            self._inner.remove(inner)
         if not isinstance(result, flow.returns):
             raise TypeError(f"workflow {flow.name} returned {type(result).__name__}, not {flow.returns.__name__}")
         return result
@@ -229,7 +240,9 @@ class Item:
 
     def give_up(self) -> None:
         """From now on nothing is asked for: whatever of the workflow still runs waits for ever."""
-        self._given_up.set()
+        self._is_given_up = True
+        for inner in self._inner:
+            inner.give_up()
 
     def _missed(self, sought: Sought, request: Request) -> NeedsCall:
         """While planning: remember a step that would have to call."""
@@ -244,6 +257,13 @@ class Item:
             raise
         self.hits.append(name)
         return value
+
+    def traced(self, operation: str, name: str, work: Any) -> Any:  # Any: what can be awaited, given back as it came
+        """An agent's or a workflow's work, inside a span where somebody traces."""
+        tracing, origin = self._kernel.telemetry.tracing, self._origin
+        if tracing is None or self._is_plan:
+            return work
+        return tracing.around(operation, name, work, run=origin.run, tenant=origin.tenant, item=self._subject.id)
 
     async def _perform(self, agent: Agent[..., R], prompt: Prompt, messages: tuple[Message, ...], sought: Sought) -> R:
         if agent.tools:

@@ -14,6 +14,7 @@ from twolane.batch import run as runs
 from twolane.batch.deadline import within
 from twolane.batch.item import Common, Item
 from twolane.batch.reduce import first_of
+from twolane.batch.room import Room
 from twolane.batch.workflow import Workflow
 from twolane.errors import (
     BadRequest,
@@ -26,13 +27,14 @@ from twolane.errors import (
     OutOfTime,
     Problem,
     Refused,
+    Runaway,
     StoreError,
     SwitchTripped,
     UpstreamError,
     UsageError,
 )
-from twolane.kernel import Kernel, ledger
-from twolane.rules.guards import Refusals
+from twolane.kernel import Kernel, ledger, rollups
+from twolane.rules.guards import Verdict
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal
 
@@ -51,6 +53,8 @@ class Stop:
 
     status: str
     reason: str
+    is_at_once: bool = False
+    """What is under way is closed; else it comes to its own end: it is paid for."""
 
 
 class Items:
@@ -63,23 +67,32 @@ class Items:
         self.stop: Stop | None = None
         self.is_leaving = False
         """Nothing new begins here, but others may go on."""
+        self.closed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        """Once a stop wants all to end at once, what to raise in every workflow."""
         self.width = self._many()
         """Most items under way at once."""
         self.timeout_s = flow.timeout_s
         """Longest time of one item."""
         self._gate = asyncio.Semaphore(self.width)
+        self._faults: set[object] = set()
+        """Places in workflows' own code whose traceback was shown."""
         self._solo = asyncio.Lock()
-        self._refusals = Refusals()
+        self._room = Room(kernel.config.work.memory_bytes())
+        self.watch = kernel.guards.run(run_id, runs.find(kernel, run_id)["tenant"], self._paused)
 
     def halt(self, stop: Stop) -> None:
-        """The first reason counts; nothing new begins. What is under way comes to its own end: it is paid for, or its
-        switch closes it."""
+        """The first reason counts; nothing new begins."""
         if self.stop is None:
             self.stop = stop
             self._on_stop(stop)
+            if stop.is_at_once:
+                scope = f"run:{self._run_id}"
+                self._kernel.guards.pause(scope, stop.reason)
+                self.closed.set_result(Killed(scope, stop.reason))  # who waits outside a step as well
 
     async def aclose(self) -> None:
         """End what the items shared."""
+        self._kernel.guards.forget(self._run_id)
         await self._common.aclose()
 
     async def work(self, positions: Sequence[int]) -> None:
@@ -120,9 +133,13 @@ class Items:
 
     async def _to_its_end(self, position: int) -> None:
         row, item = self.row(position), None
+        self.watch.began(row["name"])
         try:
-            item, result = self.flow_of(row)
-            await self._finish(row, await within(self._flow.timeout_s, result, item))
+            async with self._room.held(self._stored(row)):
+                if self.stop or self.is_leaving:  # while it waited
+                    return
+                item, result = self.flow_of(row)
+                await self._finish(row, await within(self._flow.timeout_s, result, item, closed=self.closed))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
             if is_ours(error):
                 raise
@@ -143,7 +160,7 @@ class Items:
                 self.halt(Stop(STOPPED, f"switch: {error}"))
             case UpstreamError(http_status=status) if status not in (400, 413, 422):
                 self.halt(Stop(STOPPED, f"upstream: {error}"))
-            case HandoffRefused() | DocumentRefused() | BadRequest() | UpstreamError():
+            case HandoffRefused() | DocumentRefused() | BadRequest() | UpstreamError() | Runaway():
                 await self._quarantine(row, item, error)
             case LedgerBroken():
                 self.halt(Stop(FAILED, f"ledger: {error}"))
@@ -154,10 +171,21 @@ class Items:
             case ConfigError() if not isinstance(error, UsageError):  # every item would meet it: no reply fits a schema
                 self.halt(Stop(FAILED, f"workflow: {error}"))
             case Exception():  # the workflow's own code: its fault is this item's, the others go on
-                log.warning("run %s: item %s: %s", self._run_id, row["name"], error, exc_info=error)
+                log.warning("run %s: item %s: %s", self._run_id, row["name"], error, exc_info=self._fault(error))
                 await self._quarantine(row, item, error)
             case _:
                 raise error
+
+    def _fault(self, error: Exception) -> Exception | None:
+        """What is shown with its traceback: code's own fault, once for each place that it comes from."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = None if trace is None else (trace.tb_frame.f_code, trace.tb_lineno)
+        if isinstance(error, OutOfTime) or place in self._faults:
+            return None
+        self._faults.add(place)
+        return error
 
     def row(self, position: int) -> Row:
         """An item as it is now."""
@@ -173,7 +201,8 @@ class Items:
             raise TypeError(f"the workflow returned {type(value).__name__}, not {self._flow.returns.__name__}")
         subject = self._subject(row)
         # Before the item is done: a result that cannot be shown is this item's own fault.
-        files = reports.render_report(runs.find(self._kernel, self._run_id), row, value)
+        run = runs.find(self._kernel, self._run_id)
+        files = reports.render_report(run, row, value)
         sealed = seal(subject, value.model_dump_json(by_alias=True, round_trip=True).encode())
 
         def work(tx: Transaction) -> bool:
@@ -181,9 +210,11 @@ class Items:
                 return False  # another process was as fast: its result stands
             body = tx.run("add_body", subject=subject.id, sealed=sealed)
             tx.run("finish_item", run=self._run_id, position=row["position"], output=body)
+            _count(tx, run, ledger.now_us(), is_done=True)
             return True
 
         if not await self._kernel.store.write(work):
+            self.watch.ended(row["name"])
             return
         try:
             await asyncio.to_thread(reports.write_report, files)
@@ -191,38 +222,47 @@ class Items:
             raise StoreError(
                 f"the report of {row['name']} cannot be written: {error}. Free the disk and resume"
             ) from None
-        self._refusals.passed()
+        self.watch.ended(row["name"], is_done=True)
 
     async def _quarantine(self, row: Row, item: Item | None, error: Exception) -> None:
-        agent = error.agent if isinstance(error, HandoffRefused) else ""
+        agent = _agent_of(error)
         problems: Sequence[Problem] = (
             error.problems if isinstance(error, HandoffRefused) else [Problem("", _sentence(error))]
         )
         subject = self._subject(row)
         refused = item.refused_replies.get(agent) if item else None
         reply = None if refused is None else seal(subject, refused.encode())
-        tenant = runs.find(self._kernel, self._run_id)["tenant"]
+        run = runs.find(self._kernel, self._run_id)
 
         def work(tx: Transaction) -> None:
             body = None if reply is None else tx.run("add_body", subject=subject.id, sealed=reply)
             kept = runs.keep_problems(tx, subject, problems)
             place = {"run": self._run_id, "position": row["position"]}
-            tx.run("quarantine_item", **place, agent=agent, problems=kept, reply=body, kind=_kind(error))
+            if tx.run("quarantine_item", **place, agent=agent, problems=kept, reply=body, kind=_kind(error)):
+                _count(tx, run, ledger.now_us(), is_done=False)
             now_us = ledger.now_us()
-            ledger.append(
-                tx, runs.handoff_entry(self._run_id, tenant, subject.id, agent or "workflow", problems, now_us)
-            )
+            entry = runs.handoff_entry(run["id"], run["tenant"], subject.id, agent or "workflow", problems, now_us)
+            ledger.append(tx, entry)
 
         await self._kernel.store.write(work)
-        if isinstance(error, HandoffRefused):
-            self._count_refusal(error)
+        first = problems[0].pointer if problems else ""
+        self.watch.ended(row["name"], refused=(agent, first) if isinstance(error, HandoffRefused | Runaway) else None)
 
-    def _count_refusal(self, error: HandoffRefused) -> None:
-        """A few bad items are theirs alone; many are the agent's fault, and cost money until somebody looks."""
-        pointer, run = error.problems[0].pointer if error.problems else "", self._run_id
-        if why := self._refusals.refused(error.agent, pointer):
+    def _paused(self, verdict: Verdict) -> None:
+        """A guard found that the run leads nowhere: it costs money until somebody looks. A few bad items are theirs
+        alone; many refused handoffs are the agent's fault, and what is under way may still come to its end."""
+        run = self._run_id
+        if verdict.guard == "schema-failures":
             todo = f"Look why: twolane quarantine list --run {run}; change the agent, then: twolane run resume {run}"
-            self.halt(Stop(STOPPED, f"handoffs: {why}. {todo} --quarantined"))
+            self.halt(Stop(STOPPED, f"handoffs: {verdict.why}. {todo} --quarantined"))
+        else:
+            reason = f"guard: {verdict.guard}: {verdict.why}. Look why, then: twolane run resume {run}"
+            self.halt(Stop(STOPPED, reason, is_at_once=True))
+
+    def _stored(self, row: Row) -> int:
+        """Bytes of an item's input."""
+        size = self._kernel.store.one("size_of_body", id=row["source"])
+        return 0 if size is None else int(size["bytes"])
 
     def _subject(self, row: Row) -> Any:  # Any: Subject; spelled out in the vault
         kept = self._kernel.store.one("subject", id=row["subject"])
@@ -234,10 +274,24 @@ class Items:
         await self._quarantine(self.row(position), None, RuntimeError(problem))
 
 
+def _count(tx: Transaction, run: Row, now_us: int, *, is_done: bool) -> None:
+    rollups.count_item(tx, run["id"], tenant=run["tenant"], workflow=run["workflow"], at_us=now_us, is_done=is_done)
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether this ends our own task; a workflow may also raise a CancelledError that nobody sent."""
     task = asyncio.current_task()
     return not isinstance(error, asyncio.CancelledError) or (task is not None and task.cancelling() > 0)
+
+
+def _agent_of(error: Exception) -> str:
+    """Whose answer or allowance it was; "" where it was no agent's alone."""
+    match error:
+        case HandoffRefused() | Runaway():
+            return error.agent
+        case BudgetExceeded(scope=scope) if scope.startswith("allowance:"):
+            return scope.removeprefix("allowance:").rpartition("/")[2]
+    return ""
 
 
 def _kind(error: Exception) -> str:
@@ -253,12 +307,14 @@ def _kind(error: Exception) -> str:
             return "upstream"
         case OutOfTime():
             return "time"
+        case Runaway():
+            return "guard"
         case Refused():
             return "request"
     return "workflow"
 
 
 def _sentence(error: Exception) -> str:
-    known = isinstance(error, Refused | DocumentRefused | OutOfTime | UpstreamError)
+    known = isinstance(error, Refused | DocumentRefused | OutOfTime | Runaway | UpstreamError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
     return text.encode("utf-8", "backslashreplace").decode()  # an exception's words may be anything

@@ -20,7 +20,7 @@ from twolane.domain.schema import judge, reply_schema, revive
 from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Kernel, Request, Settled, ledger
 from twolane.rules.fingerprint import INPUT, Asked, explain, wording
-from twolane.store import Row, Transaction, Value, gather
+from twolane.store import Row, Transaction, Value, gather, unwaited
 from twolane.store.vault import seal, unseal
 
 SHORT = 64
@@ -57,6 +57,8 @@ class Memo:
     body: bytes
     step: str
     """The step that paid for it."""
+    pico: int | None
+    """What that cost; None where nobody knows."""
     elsewhere: Row | None = None
     """Set where it was accepted by an earlier, wider schema: the row it was found in."""
 
@@ -178,7 +180,7 @@ class Memos:
             return self._find_wider(sought, wider) if (wider := self._wider(sought)) else None
         body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
         judged = revive(orjson.loads(body), sought.agent.returns, sought.sources, sought.check)
-        return None if judged.value is None else Memo(judged.value, body, row["step"])
+        return None if judged.value is None else Memo(judged.value, body, row["step"], row["cost_pico"])
 
     def _wider(self, sought: Sought) -> frozenset[str]:
         """The schemas by which earlier outputs were accepted that this one only narrows: as a rule there is none."""
@@ -194,7 +196,7 @@ class Memos:
             body = self._kernel.read_body(row["body"])
             judged = judge(body.decode(), sought.agent.returns, sought.sources, sought.check)
             if judged.value is not None:
-                return Memo(judged.value, body, row["step"], row)
+                return Memo(judged.value, body, row["step"], row["cost_pico"], row)
         return None
 
     def _earlier(self, sought: Sought) -> Sequence[Row]:
@@ -207,7 +209,8 @@ class Memos:
         row = await self._kernel.lookups.one("memos", sought.key)
         if row is None:
             return None
-        return Memo(None, unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"])), row["step"])
+        body = unseal(self._kernel.vault.subject(row, column="subject"), bytes(row["sealed"]))
+        return Memo(None, body, row["step"], row["cost_pico"])
 
     def keep_turn(self, sought: Sought, body: bytes) -> Callable[[Transaction, Settled], None]:
         """The same for a turn, which is found by its fingerprint alone: what came before it is part of that."""
@@ -254,13 +257,15 @@ class Memos:
         digest = commitment(self._subject.salt, memo.body)
         adopt = None if memo.elsewhere is None else self._adopt(memo.elsewhere, sought, memo.body)
 
-        def work(tx: Transaction) -> None:
-            self._kernel.door.reuse(tx, request, of_step=memo.step, output_digest=digest)
+        def work(tx: Transaction) -> Mapping[str, object]:
+            fields = self._kernel.door.reuse(tx, request, of_step=memo.step, output_digest=digest, saved_pico=memo.pico)
             if adopt is not None:
                 adopt(tx)
+            return fields
 
         recorded = self._kernel.store.submit(work)
-        recorded.add_done_callback(lambda future: future.cancelled() or future.exception())
+        recorded.add_done_callback(unwaited)
+        self._kernel.telemetry.follow(recorded)
 
     def _adopt(self, row: Row, sought: Sought, body: bytes) -> Callable[[Transaction], None]:
         """An earlier output answers this step too, from now on by its own fingerprint."""

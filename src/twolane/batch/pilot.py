@@ -61,7 +61,7 @@ class _Walk:
     async def _is_fresh(self, position: int) -> bool:
         try:
             item, walk = self._items.flow_of(self._items.row(position), is_plan=True)
-            await within(min(WALK_S, self._items.timeout_s), walk, item)
+            await within(min(WALK_S, self._items.timeout_s), walk, item, closed=self._items.closed)
         except OutOfTime:
             self._is_tired = True
             return True

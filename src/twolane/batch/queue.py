@@ -386,7 +386,9 @@ def _refuse_pickle(_: object, serialized_data: str) -> object:
 
 def _engine(where: Path | str) -> sa.Engine:
     if isinstance(where, str):  # an address may hold options of libpq's that SQLAlchemy passes on as they are
-        return sa.create_engine(sa.make_url(where).set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        engine = sa.create_engine(sa.make_url(where).set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        sa.event.listen(engine, "connect", _let_go_when_frozen)
+        return engine
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(where)))
     sa.event.listen(engine, "connect", _set_pragmas)
     return engine
@@ -397,6 +399,14 @@ def _set_pragmas(connection: Any, _: object) -> None:  # Any: the driver's conne
     connection.isolation_level = "IMMEDIATE"
     for pragma in ("busy_timeout = 30000", "foreign_keys = ON", "journal_mode = WAL", "synchronous = NORMAL"):
         connection.execute(f"PRAGMA {pragma}")  # NORMAL: what was paid for is in the store, not in this file
+
+
+def _let_go_when_frozen(connection: Any, _: object) -> None:  # Any: see above
+    """A process that was frozen in mid-transaction does not lock its rows for whoever takes its chunks over."""
+    from twolane.store.postgres import FROZEN_S
+
+    connection.execute(f"SET idle_in_transaction_session_timeout = {FROZEN_S * 1000}")
+    connection.commit()
 
 
 def _stop_claims() -> None:

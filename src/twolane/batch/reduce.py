@@ -25,6 +25,7 @@ from twolane.errors import (
     Killed,
     LedgerBroken,
     Refused,
+    Runaway,
     StoreError,
     SwitchTripped,
     UpstreamError,
@@ -112,6 +113,8 @@ def _why(run: str, error: BaseException) -> str:
             return f"switch: {error}"
         case UpstreamError():
             return f"upstream: {error}"
+        case Runaway():
+            return f"guard: {error}"
         case OSError():
             return f"store: the run's report cannot be written: {error}. Free the disk and resume"
         case HandoffRefused(agent=agent, problems=problems):

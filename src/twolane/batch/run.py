@@ -37,13 +37,14 @@ from twolane.knowledge.ingest import Source
 from twolane.rules.schedules import Tick
 from twolane.store import Row, Transaction
 from twolane.store.vault import seal, unseal
+from twolane.telemetry import WORKFLOW
 
 log = logging.getLogger("twolane.batch")
 
 FLOWS = {"contract-audit": "twolane.flows.contract_audit:audit"}
 """Built-in flows by name. Others are named module:function."""
 
-KINDS = ("handoff", "document", "request", "upstream", "budget", "time", "workflow")
+KINDS = ("handoff", "document", "request", "upstream", "budget", "time", "guard", "workflow")
 """What sends an item to quarantine."""
 
 SLICE = 100
@@ -63,8 +64,11 @@ class RunSummary:
     reused: int
     tokens: Mapping[str, int]
     cost: str
+    in_doubt: str
+    """What of the cost is booked at its bound, since a crash hid how calls ended."""
     currency: str
     seconds: float
+    """At work; a worker that died is not counted."""
     budget: str | None
     """The run's own limit of money; None where it has none."""
     reports: str
@@ -77,10 +81,10 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """What a waiting command ends with: 0 done, 3 stopped by a budget or a switch, 1 otherwise."""
+        """What a waiting command ends with: 0 done, 3 stopped by a budget, a guard or a switch, 1 otherwise."""
         if self.status == "done":
             return 0
-        return 3 if self.status == "stopped" and self.reason.startswith(("budget:", "switch:")) else 1
+        return 3 if self.status == "stopped" and self.reason.startswith(("budget:", "guard:", "switch:")) else 1
 
 
 def load_flow(name: str, folder: Path) -> Workflow:
@@ -165,7 +169,7 @@ def open_item(
         is_plan=is_plan,
         common=common,
     )
-    return item, flow.function(value, item)
+    return item, item.traced(WORKFLOW, flow.name, flow.function(value, item))
 
 
 def steer_of(kernel: Kernel, run: str, item: str) -> Steer:
@@ -359,6 +363,7 @@ def summary(kernel: Kernel, run: str) -> RunSummary:
             "output": sum(each["output_tokens"] for each in totals),
         },
         cost=decimal_string(sum(each["cost_pico"] for each in totals)),
+        in_doubt=decimal_string(sum(each["doubt_pico"] for each in totals)),
         currency=kernel.config.currency,
         seconds=round(seconds, 3),
         budget=_budget(kernel, run),
@@ -394,11 +399,12 @@ async def kill(kernel: Kernel, run: str, *, cause: str, actor: str, patience_s: 
     if row["status"] == "done":
         raise ConfigError(f"run {run} is done: there is nothing to stop")
     since = kernel.store.one("count_entries")
-    await kernel.switches.trip(f"run:{run}", cause=cause, actor=actor)
+    trip = await kernel.switches.trip(f"run:{run}", cause=cause, actor=actor)
     await _come_to_rest(kernel, run, patience_s)
     now = find(kernel, run)
     if now["status"] in ("queued", "running") and not (now["owner"] and kernel.presence.is_alive(now["owner"])):
         await kernel.store.write(lambda tx: tx.run("stop_run", id=run, reason=f"switch: {cause}", now=ledger.now_us()))
+    await kernel.switches.report(trip)
     first = since["entries"] if since else 0
     killed = kernel.store.one("killed_since", run=run, first=first)
     return {

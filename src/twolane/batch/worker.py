@@ -9,6 +9,7 @@ finished step is never paid twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -26,13 +27,17 @@ from twolane.batch.pilot import pilot
 from twolane.batch.reduce import reduce
 from twolane.batch.workflow import Workflow
 from twolane.config import Config
-from twolane.errors import ConfigError, StoreError
+from twolane.domain.money import Money
+from twolane.domain.records import Origin
+from twolane.errors import ConfigError, StoreError, SwitchTripped
 from twolane.kernel import Kernel, ledger
-from twolane.store import Row, Transaction
+from twolane.store import Row, Transaction, unwaited
 from twolane.store.presence import Presence
 
 if TYPE_CHECKING:  # the durable engine takes a second to import
     from twolane.batch.queue import Chunk, Queue
+
+log = logging.getLogger("twolane.batch")
 
 CHUNK = 25
 """Most items of one chunk."""
@@ -40,6 +45,8 @@ SHARES = 16
 """Chunks that a run has at least, where it has that many items: so that several workers find something to do."""
 LOOK_S = 0.1
 """How often a worker looks who is alive and whether it shall stop."""
+FORESEE_S = 2.0
+"""How often the owner asks whether the run's budget will do."""
 SUSPECT = 2
 """Deaths in a row without a new answer after which a chunk is split, to find the item that kills its workers."""
 TRIALS = 3
@@ -59,6 +66,10 @@ class Worker:
     on_forecast: Callable[[dict[str, object]], None] | None = None
     _items: Items = field(init=False)
     _queue: Queue | None = None
+    _began: float = 0.0
+    _foresees_at: float = 0.0
+    _spent_before: int | None = None
+    """What the run had cost when this process first looked; in picounits."""
     _attempt: int = 0
     """The run's attempt while this process owns it, else 0."""
 
@@ -75,8 +86,9 @@ class Worker:
         from twolane.batch.queue import Queue
 
         kernel, began = self.kernel, time.monotonic()
+        self._began = began
         await self._take()
-        lost = _Lost(kernel.presence)
+        lost, listening = _Lost(kernel.presence), asyncio.create_task(self._listen())
         try:
             opened = await Queue.open(
                 queue_address(kernel.config),
@@ -99,6 +111,7 @@ class Worker:
             raise
         finally:
             lost.forget()
+            listening.cancel()
             await self._items.aclose()
             if self._attempt:
                 await self._end(time.monotonic() - began)
@@ -154,7 +167,6 @@ class Worker:
             row = runs.find(self.kernel, self.run_id)
             if row["status"] != "running":
                 return
-            self._hear(row)
             if not self.kernel.presence.is_alive(row["owner"]) and await self._try_to_own(row["owner"]):
                 return
             await asyncio.sleep(LOOK_S)
@@ -183,7 +195,6 @@ class Worker:
 
     async def _look_around(self, queue: Queue) -> bool:
         """Take over what the dead left; no more waiting where this process leaves."""
-        self._hear(runs.find(self.kernel, self.run_id))
         if self._items.is_leaving:
             await queue.left()
             return False
@@ -198,15 +209,52 @@ class Worker:
         if await queue.take_over(presence.is_alive, self._again, bury=presence.bury):
             await self.kernel.treasury.recover()
 
+    async def _listen(self) -> None:
+        """Hear all the time what others say of the run, also while its pilot is at work."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                self._hear(runs.find(self.kernel, self.run_id))
+            except StoreError:
+                pass  # nothing begins anyway until the store can be reached
+            except Exception:
+                log.exception("run %s could not be looked after; trying again", self.run_id)
+
     def _hear(self, row: Row) -> None:
         if row["stop"] is not None and self._items.stop is None:
             self._items.halt(Stop(*orjson.loads(row["stop"])))
+        try:
+            self.kernel.switches.check(Origin(row["tenant"], workflow=row["workflow"], run=self.run_id).scopes())
+        except SwitchTripped as error:
+            self.kernel.switches.close_tripped()  # first the steps, then items that are at none just now
+            self._items.halt(Stop(STOPPED, f"switch: {error}", is_at_once=True))
+        self._guard(row)
+
+    def _guard(self, row: Row) -> None:
+        """Let the guards look at the whole run: its time at every turn, its money every `FORESEE_S`."""
+        now = time.monotonic()
+        self._items.watch.look(now - self._began)
+        if now < self._foresees_at:
+            return
+        self._foresees_at = now + FORESEE_S
+        spent = sum(each["cost_pico"] for each in self.kernel.store.all("totals_of_run", run=self.run_id))
+        if self._spent_before is None:
+            self._spent_before = spent
+        if row["forecast"]:
+            said = orjson.loads(row["forecast"])
+            high = Money.parse(said["cost"]["high"], self.kernel.config.currency)
+            self._items.watch.expect(high.pico, said["seconds"]["high"], spent - self._spent_before)
+        budget = self.kernel.store.one("budget", scope=f"run:{self.run_id}")
+        if budget is not None and budget["pico"]:
+            counts = {each["status"]: each["items"] for each in self.kernel.store.all("count_items", run=self.run_id)}
+            ended = counts.get("done", 0) + counts.get("quarantined", 0)
+            self._items.watch.foresee(spent, budget["pico"], ended=ended, items=sum(counts.values()))
 
     def _tell(self, stop: Stop) -> None:
         """Whoever else works on this run shall stop too."""
-        said = orjson.dumps([stop.status, stop.reason[:2000]]).decode()
+        said = orjson.dumps([stop.status, stop.reason[:2000], stop.is_at_once]).decode()
         told = self.kernel.store.submit(lambda tx: tx.run("ask_stop", id=self.run_id, stop=said))
-        told.add_done_callback(lambda future: future.cancelled() or future.exception())
+        told.add_done_callback(unwaited)
 
     def _next_attempt(self, tx: Transaction) -> int:
         tx.run("next_attempt", id=self.run_id, owner=self.kernel.presence.name)

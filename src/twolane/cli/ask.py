@@ -67,6 +67,7 @@ def _fields(asked: Asked, config: Config) -> dict[str, object]:
         "answer": asked.answer,
         "model": asked.model,
         "upstream": asked.upstream,
+        "reason": asked.reason,
         "step": asked.step,
         "ttft_ms": None if asked.ttft_ms is None else round(asked.ttft_ms, 3),
         "tokens": {"input": usage.input_tokens if usage else None, "output": usage.output_tokens if usage else None},

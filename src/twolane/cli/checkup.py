@@ -19,8 +19,11 @@ from pathlib import Path
 from twolane.config import Config, resolve_secret
 from twolane.errors import TwolaneError
 from twolane.kernel import Kernel
+from twolane.kernel.prices import quotes
+from twolane.kernel.tokens import counter
 from twolane.online.auth import is_loopback, list_keys
 from twolane.online.probe import last_probe
+from twolane.rules.pricing import price_id
 from twolane.rules.probing import Verdict
 from twolane.store.examine import examine
 from twolane.store.opening import open_store
@@ -112,19 +115,24 @@ def _disk(config: Config) -> Iterator[Line]:
 
 
 def _upstreams(config: Config) -> Iterator[Line]:
+    prices = quotes(config)
     for name, section in config.upstream.items():
         try:
             if section.key is not None:
                 resolve_secret(section.key)
+            counter(name, section)
         except TwolaneError as error:
             yield Line(State.PROBLEM, "upstream", f"{name}: {error}")
             continue
-        if section.price is None and section.unpriced == "refuse":
-            todo = 'Give it price = { input = "…", output = "…" }, or unpriced = "allow"'
-            yield Line(State.PROBLEM, "upstream", f"{name}: it has no price, so every call is refused", todo)
+        price, why = prices[name].price, prices[name].why
+        if price is None and section.unpriced == "refuse":
+            todo = 'Give it price = { input = "…", output = "…" }, price_list = "PROVIDER/MODEL" or unpriced = "allow"'
+            because = f" ({why})" if why else ""
+            yield Line(State.PROBLEM, "upstream", f"{name}: it has no price{because}, so every call is refused", todo)
             continue
-        key = f"key {section.key}" if section.key else "no key"
-        yield Line(State.OK, "upstream", f"{name}: {section.kind}" + (f", {key}" if section.url else ", built in"))
+        key = (f"key {section.key}" if section.key else "no key") if section.url else "built in"
+        paid = "unpriced" if price is None else f"price {price_id(price)} ({price.source})"
+        yield Line(State.OK, "upstream", f"{name}: {section.kind}, {key}, {paid}")
 
 
 def _store(path: Path) -> Line:
@@ -189,14 +197,8 @@ async def _budgets(kernel: Kernel) -> list[Line]:
     accounts = await kernel.treasury.all_accounts()
     lines = []
     for account in accounts:
-        spent = [
-            used / limit if limit else 1.0
-            for used, limit in (
-                (account.spent_pico + account.held_pico, account.limit_pico),
-                (account.spent_tokens + account.held_tokens, account.limit_tokens),
-            )
-            if limit is not None
-        ]
+        used = zip(account.limit, account.spent.plus(account.held), strict=True)
+        spent = [part / limit if limit else 1.0 for limit, part in used if limit is not None]
         share = max(spent, default=0.0)
         if share >= NEARLY_SPENT:
             todo = f"Raise it: twolane budget set {account.scope} --money AMOUNT"

@@ -22,8 +22,13 @@ def check(config: ConfigOption = None, is_json: JsonOption = False) -> None:
 
 @app.command()
 def show(config: ConfigOption = None, is_json: JsonOption = True) -> None:
-    """Every value as it is in force, defaults included. Secrets are shown as their references."""
-    emit(True, load_config(config).model_dump(mode="json", exclude_none=True, by_alias=True))
+    """Every value as it is in force, defaults included, and what each upstream costs now: prices, where they come from,
+    and the id that entries have. Secrets are shown as their references."""
+    from twolane.kernel.prices import quotes
+
+    loaded = load_config(config)
+    prices = {name: quote.shown() or {"none": quote.why or "there is none"} for name, quote in quotes(loaded).items()}
+    emit(True, loaded.model_dump(mode="json", exclude_none=True, by_alias=True) | {"prices": prices})
 
 
 @app.command()

@@ -65,5 +65,9 @@ async def _probe(config: Config, name: str) -> Probe:
 def _bill(found: Probe) -> str:
     from twolane.domain.money import decimal_string
 
+    if not found.calls:  # what failed was an attempt, and may have its price: the records know
+        return (
+            "No call was answered; what they cost all the same: twolane cost report --by upstream. Kept in the store."
+        )
     cost = "unpriced" if found.pico is None else f"cost {decimal_string(found.pico)}"
     return f"{found.calls} calls, {found.tokens:,} tokens, {cost}. Kept in the store; `twolane doctor` shows it."

@@ -22,7 +22,9 @@ def init(path: Annotated[str, typer.Argument(help="where to")] = "twolane.toml")
         with Path(path).open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(f"{path} is there already; it was left as it is") from None
+        raise UsageError(
+            f"{path} is there already; it was left as it is", hint="Name another: twolane init PATH"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     print(f"{path} is written. Check it: twolane config check --config {path}")

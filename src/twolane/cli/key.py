@@ -26,15 +26,38 @@ def create(
     tenant: Tenant,
     name: Name,
     models: Annotated[str, typer.Option(help="routes and upstreams it may use, like light,heavy; none: all")] = "",
+    workflow: Annotated[
+        str, typer.Option(help="the business process of its calls, unless their x-twolane-workflow names another")
+    ] = "",
+    operator: Annotated[
+        bool, typer.Option(help="it may trip and reset the switches of its tenant: a person's")
+    ] = False,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a key. It is shown once and kept nowhere."""
+    from twolane.kernel.accounts import Limit, amount_fields
     from twolane.online.auth import create_key
 
     named = [model.strip() for model in models.split(",") if model.strip()]
-    key = _with_kernel(config, lambda kernel: create_key(kernel, tenant, name, named))
-    emit(json, {"key": key, "tenant": tenant, "name": name}, [key])
+    key = _with_kernel(config, lambda kernel: create_key(kernel, tenant, name, named, workflow, is_operator=operator))
+    loaded, scope = load_config(config), f"key:{tenant}/{name}"
+    budget = loaded.default_budget()
+    limit = Limit(budget.period, budget.ceiling(loaded.currency))
+    answer: dict[str, object] = {
+        "key": key,
+        "tenant": tenant,
+        "name": name,
+        "budget": limit.fields() if limit.most.is_limit else None,
+    }
+    answer |= {"operator": True} if operator else {}
+    emit(json, answer, [key])
+    if limit.most.is_limit and not json:
+        units = {"money": loaded.currency}
+        most = amount_fields(limit.most).items()
+        each = [f"{text} {units.get(what, what)}" for what, text in most if text is not None]
+        told = f"{' and '.join(each)} per {limit.period}, until another is set: twolane budget set {scope}"
+        typer.echo(f"Its budget is {told}", err=True)
 
 
 @app.command("list")
@@ -47,13 +70,13 @@ def list_all(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     keys = _with_kernel(config, read)
     rows = [
-        (key.tenant, key.name, ",".join(key.models) or "all", _day(key.created_us), _day(key.revoked_us))
+        (key.tenant, key.name, ",".join(key.models) or "all", key.workflow, _day(key.created_us), _day(key.revoked_us))
         for key in keys
     ]
-    head = ("tenant", "name", "models", "created", "revoked")
+    head = ("tenant", "name", "models", "workflow", "created", "revoked")
     objects = [
-        {"tenant": key.tenant, "name": key.name, "models": list(key.models), "created": _instant(key.created_us),
-         "revoked": _instant(key.revoked_us)}
+        {"tenant": key.tenant, "name": key.name, "models": list(key.models), "workflow": key.workflow,
+         "operator": key.is_operator, "created": _instant(key.created_us), "revoked": _instant(key.revoked_us)}
         for key in keys
     ]  # fmt: skip
     emit(json, {"keys": objects}, lambda: table(rows, head=head) if rows else ["no key was made yet"])

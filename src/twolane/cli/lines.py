@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from twolane.batch.diff import Diff
 from twolane.batch.plan import Plan
@@ -24,6 +25,11 @@ def summary_lines(summary: RunSummary) -> list[str]:
         f"  calls    {summary.calls} left the house, {summary.reused} answered from memos",
         f"  tokens   {tokens['input']:,} in, {tokens['output']:,} out",
         f"  cost     {summary.cost} {summary.currency} in {summary.seconds:.1f} s at work",
+        *(
+            [f"  in doubt {summary.in_doubt} of it: calls that a crash cut off, at the most they can have cost"]
+            if Decimal(summary.in_doubt)
+            else []
+        ),
         f"  budget   {summary.budget} {summary.currency}" if summary.budget else "  budget   none of its own: no limit",
     ]
     agents = [
@@ -43,7 +49,7 @@ def summary_lines(summary: RunSummary) -> list[str]:
 def plan_lines(plan: Plan) -> list[str]:
     """A plan for people: each agent with what it would do, and why."""
     cost = (
-        "unknown" if plan.cost is None else f"{_short(plan.cost)} {plan.currency}{' (estimated)' if plan.calls else ''}"
+        "unknown" if plan.cost is None else f"{short(plan.cost)} {plan.currency}{' (estimated)' if plan.calls else ''}"
     )
     lines = [
         f"plan · {plan.run or plan.flow} · {plan.items} items"
@@ -62,7 +68,7 @@ def plan_lines(plan: Plan) -> list[str]:
         told = each.fields()
         maybe = f" ({told['unknown']} unknown)" if told["unknown"] else ""
         why = "; ".join(f"{count} × {text}" for text, count in _whys(told))
-        rows.append([name, f"{told['calls']}{maybe}", str(told["reused"]), _short(str(told["cost"] or "unknown")), why])
+        rows.append([name, f"{told['calls']}{maybe}", str(told["reused"]), short(str(told["cost"] or "unknown")), why])
     return (
         lines + ["  " + line for line in table(rows, head=("agent", "calls", "reused", "cost", "why"))]
         if rows
@@ -78,7 +84,7 @@ def _whys(told: Mapping[str, object]) -> Iterable[tuple[str, object]]:
 
 def diff_lines(told: Diff) -> list[str]:
     """What differs, for people."""
-    costs = " → ".join(f"{_short(told.cost[name])}" for name in (told.first, told.second))
+    costs = " → ".join(f"{short(told.cost[name])}" for name in (told.first, told.second))
     lines = [
         f"{told.first} → {told.second}",
         f"  results  {len(told.changed)} changed, {told.same} the same, "
@@ -86,11 +92,11 @@ def diff_lines(told: Diff) -> list[str]:
         f"  cost     {costs} {told.currency}",
     ]
     rows = [
-        [name or "?", *(str(figure) for figure in (each.changed, each.same, each.calls, each.reused)),
-         _short(decimal_string(each.pico))]
+        [name or "?", *(str(figure) for figure in (each.changed, each.same, each.unknown, each.calls, each.reused)),
+         short(decimal_string(each.pico))]
         for name, each in sorted(told.agents.items())
     ]  # fmt: skip
-    lines += _indented(rows, ("agent", "changed", "same", "calls", "reused", "cost"))
+    lines += _indented(rows, ("agent", "changed", "same", "unknown", "calls", "reused", "cost"))
     lines += [f"  changed  {name}" for name in told.changed[:MAX_NAMED]]
     more = len(told.changed) - MAX_NAMED
     return [*lines, f"  … and {more} more: --json names them all"] if more > 0 else lines
@@ -116,8 +122,8 @@ def progress_parts(progress: Progress) -> list[str]:
     parts = [progress.status, f"{items['done']} of {items['total']} done{quarantined}"]
     if progress.speed is not None:
         parts.append(f"{progress.speed.items_per_s:.1f} items/s, {progress.speed.steps_per_s:.1f} steps/s")
-    limit = "" if progress.budget_pico is None else f" of {_short(decimal_string(progress.budget_pico))}"
-    parts.append(f"{_short(decimal_string(progress.pico))}{limit} {progress.currency}")
+    limit = "" if progress.budget_pico is None else f" of {short(decimal_string(progress.budget_pico))}"
+    parts.append(f"{short(decimal_string(progress.pico))}{limit} {progress.currency}")
     if progress.left is not None:
         parts.append(f"{_duration(progress.left.low)} to {_duration(progress.left.high)} left by {progress.left_by}")
     elif not progress.is_over:
@@ -142,11 +148,12 @@ def forecast_lines(said: Mapping[str, object]) -> list[str]:
     return [
         f"forecast from {said['pilot']} of {said['items']} items (rough: mean and spread of a pilot, {share} %)",
         f"  calls    {said['calls']}",
-        f"  cost     {_short(cost['mid'])} {said['currency']}  ({_short(cost['low'])} to {_short(cost['high'])})",
+        f"  cost     {short(cost['mid'])} {said['currency']}  ({short(cost['low'])} to {short(cost['high'])})",
         f"  seconds  {seconds['mid']:.1f}  ({seconds['low']:.1f} to {seconds['high']:.1f})",
     ]
 
 
-def _short(amount: str) -> str:
-    whole, _, digits = amount.partition(".")
-    return f"{whole}.{digits[:6]}"
+def short(amount: str) -> str:
+    """An amount of money for people: to six places; a word as it is."""
+    whole, dot, digits = amount.partition(".")
+    return whole + dot + digits[:6]

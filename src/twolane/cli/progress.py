@@ -7,14 +7,15 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, NewLine, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from twolane.cli.lines import forecast_lines, progress_parts
+from twolane.cli.lines import forecast_lines, progress_parts, short
 from twolane.cli.output import plain
+from twolane.domain.money import decimal_string
 from twolane.kernel.progress import Progress, Watching
 
 BAR = 40
@@ -58,9 +59,10 @@ def drawing(progress: Progress) -> RenderableType:
     ended = items["done"] + items["quarantined"]
     bar = ProgressBar(total=max(1, items["total"]), completed=ended, width=BAR)
     agents = Table(box=None, pad_edge=False)
-    for name in ("agent", "done", "running", "reused", "refused", "failed"):
+    for name in ("agent", "done", "running", "reused", "refused", "failed", "cost"):
         agents.add_column(name, justify="left" if name == "agent" else "right")
     for name, each in progress.agents.items():
         figures = (each.done, each.running, each.reused, each.refused, each.failed)
-        agents.add_row(Text(plain(name or "?")), *(str(figure) for figure in figures))
-    return Group(bar, Text(" · ".join(progress_parts(progress))), agents)
+        agents.add_row(Text(plain(name or "?")), *(str(figure) for figure in figures), short(decimal_string(each.pico)))
+    # A bar does not end its line by itself: what follows it would be drawn behind it, and cut off at the edge.
+    return Group(bar, NewLine(), Text(" · ".join(progress_parts(progress))), agents)

@@ -89,7 +89,11 @@ def show(of_run: RunId, item: ItemId, config: ConfigOption = None, is_json: Json
             lines += [f"  {each}" for each in problems]
             lines += ["", f"reply of {row['agent']}:", reply] if reply else []
             lines += ["", f"step {step['step']}: attempt {step['attempt']} at {step['upstream']}"] if step else []
-            lines += ["", f"Fix it, then: twolane quarantine release {of_run} {item}"] if row["source"] else []
+            lines += (
+                ["", f"Fix it, then: twolane quarantine release {of_run} {item}"]
+                if row["source"] and row["status"] == "quarantined"
+                else []
+            )
             emit(is_json, answer, lines)
 
     run(go())
@@ -120,6 +124,8 @@ def release(
             how = again.Release(tuple(names), kind, route, reason)
             released = await again.release(platform.kernel, name, how)
             lines = [f"{len(released)} released. Go on with: twolane run resume {name}"]
+            if not released:
+                lines = [f"Nothing of it is in quarantine. Look: twolane quarantine list --run {name}"]
             emit(is_json, {"run": name, "released": released}, lines)
 
     run(go())

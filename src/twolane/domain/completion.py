@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from twolane.domain.records import Usage
+from twolane.domain.records import INPUT_KINDS, OUTPUT_KINDS, WEB_SEARCH, Usage
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """A single event larger than this is not a completion chunk; the stream is broken off."""
@@ -84,28 +84,82 @@ def end_of(block: bytes) -> int:
     return -1
 
 
+def cut_end(begun: bytes, choices: int) -> bytes:
+    """What ends an answer that was cut off, as a limit on its tokens would have ended it. `begun` is how it began:
+    where Anthropic's own events stand in its chunks, they end too."""
+    first = next((parse_event(payload) for payload in EventReader().feed(begun)), None) or {}
+    kept: dict[str, object] = {name: first[name] for name in ("id", "object", "created", "model") if name in first}
+    ends = [{"index": at, "delta": {}, "finish_reason": "length"} for at in range(choices)]
+    chunks: list[dict[str, object]] = [{**kept, "choices": ends}]
+    if "anthropic" in first:
+        delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+        chunks[0]["anthropic"] = {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 0}}
+        chunks.append({**kept, "choices": [], "anthropic": {"type": "message_stop"}})
+    return b"".join(b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+
+
 def usage_of(chunk: Mapping[str, object]) -> Usage | None:
-    """The usage a chunk reports, on empty or non-empty `choices` alike; None where it reports none that makes sense."""
+    """The usage a chunk reports, on empty or non-empty `choices` alike; None where it reports none that makes sense.
+
+    A detail that makes no sense is unknown; its tokens are still in the counts that contain it. Some servers (xAI's,
+    Gemini's) count reasoning beside the completion: what the total has more than both was written too.
+    """
     usage = chunk.get("usage")
     if not isinstance(usage, dict):
         return None
-    read, written = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    read, written = whole_count(usage.get("prompt_tokens")), whole_count(usage.get("completion_tokens"))
     if read is None or written is None:
         return None
-    prompt = usage.get("prompt_tokens_details")
-    completion = usage.get("completion_tokens_details")
+    total = whole_count(usage.get("total_tokens")) or 0
+    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    prompt = prompt if isinstance(prompt, dict) else {}
+    completion = completion if isinstance(completion, dict) else {}
     return Usage(
         input_tokens=read,
-        output_tokens=written,
-        cache_read_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else None,
-        cache_write_tokens=_count(prompt.get("cache_write_tokens")) if isinstance(prompt, dict) else None,
-        reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else None,
+        output_tokens=max(written, total - read),
+        cache_read_tokens=_first(prompt.get("cached_tokens"), *map(usage.get, _CACHED)),
+        cache_write_tokens=whole_count(prompt.get("cache_write_tokens")),
+        reasoning_tokens=_first(completion.get("reasoning_tokens"), usage.get("reasoning_tokens")),
+        cache_write_1h_tokens=whole_count(prompt.get("cache_write_1h_tokens")),
+        kinds=_kinds(usage, prompt, completion),
     )
 
 
-def _count(value: object) -> int | None:
-    # No call has two thousand million tokens, and at any price kept their cost still fits into 64 bits.
-    return value if type(value) is int and 0 <= value < 2**31 else None
+_CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens")
+"""Where DeepSeek, Moonshot and Mistral say it."""
+
+
+def _kinds(usage: _Fields, prompt: _Fields, completion: _Fields) -> dict[str, int] | None:
+    """What is told apart beside caches and reasoning; None where nothing is, as of nearly every call."""
+    if _IN.isdisjoint(prompt) and _OUT.isdisjoint(completion) and _BESIDE.isdisjoint(usage):
+        return None
+    cached = prompt.get("cached_tokens_details")
+    told = {f"input_{kind}": prompt.get(f"{kind}_tokens") for kind in INPUT_KINDS}
+    if isinstance(cached, dict):
+        told |= {f"cache_read_{kind}": cached.get(f"{kind}_tokens") for kind in INPUT_KINDS}
+    told |= {kind: completion.get(f"{kind.removeprefix('output_')}_tokens") for kind in OUTPUT_KINDS}
+    told["output_citation"] = usage.get("citation_tokens", told["output_citation"])
+    told[WEB_SEARCH] = usage.get("num_search_queries")
+    return {name: count for name, value in told.items() if (count := whole_count(value))} or None
+
+
+_Fields = Mapping[str, object]
+_IN = frozenset(f"{kind}_tokens" for kind in INPUT_KINDS)
+_OUT = frozenset(f"{kind.removeprefix('output_')}_tokens" for kind in OUTPUT_KINDS)
+_BESIDE = frozenset({"citation_tokens", "num_search_queries"})
+
+
+def _first(*values: object) -> int | None:
+    return next((count for value in values if (count := whole_count(value)) is not None), None)
+
+
+MOST_COUNT = 100_000_000
+"""No call has more tokens, so more is no count. Sums stay in 64 bits after nine thousand such lies at $10 a million."""
+
+
+def whole_count(value: object) -> int | None:
+    """A count as an upstream tells it; None where it makes no sense."""
+    return value if type(value) is int and 0 <= value <= MOST_COUNT else None
 
 
 @dataclass
@@ -244,18 +298,32 @@ class Completion:
 
 
 def usage_fields(usage: Usage) -> dict[str, object]:
-    """Usage in OpenAI's shape."""
+    """Usage in OpenAI's shape; `usage_of` reads the same back."""
+    kinds = usage.kinds or {}
+    prompt: dict[str, object] = {
+        "cached_tokens": usage.cache_read_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "cache_write_1h_tokens": usage.cache_write_1h_tokens,
+    }
+    completion: dict[str, object] = {"reasoning_tokens": usage.reasoning_tokens}
+    if kinds:
+        prompt |= {f"{kind}_tokens": kinds.get(f"input_{kind}") for kind in INPUT_KINDS}
+        cached = {f"{kind}_tokens": kinds.get(f"cache_read_{kind}") for kind in INPUT_KINDS}
+        prompt["cached_tokens_details"] = _known(cached) or None
+        completion |= {f"{kind.removeprefix('output_')}_tokens": kinds.get(kind) for kind in OUTPUT_KINDS}
     fields: dict[str, object] = {
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": _known(prompt) or None,
+        "completion_tokens_details": _known(completion) or None,
+        "num_search_queries": kinds.get(WEB_SEARCH),
     }
-    cached = {"cached_tokens": usage.cache_read_tokens, "cache_write_tokens": usage.cache_write_tokens}
-    if any(count is not None for count in cached.values()):
-        fields["prompt_tokens_details"] = {name: count for name, count in cached.items() if count is not None}
-    if usage.reasoning_tokens is not None:
-        fields["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
-    return fields
+    return _known(fields)
+
+
+def _known(fields: _Fields) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _whole_choice(choice: Mapping[str, object]) -> dict[str, object]:

@@ -30,7 +30,8 @@ class Money:
 
     def __post_init__(self) -> None:
         if abs(self.pico) > MAX_PICO:
-            raise UsageError(f"an amount of {self.pico // PICO:,} {self.currency} is more than the 9.2 million kept")
+            said = f"an amount of {self.pico // PICO:,} {self.currency}"
+            raise UsageError(f"{said} is more than the 9.2 million kept. Name a smaller one")
 
     @classmethod
     def parse(cls, text: str, currency: str = "USD") -> Money:
@@ -48,9 +49,9 @@ class Money:
         whole = (match["whole"] or "").replace(",", "").lstrip("0")
         part = (match["part"] or match["only"] or "").rstrip("0")
         if len(part) > 12:
-            raise UsageError(f"{text!r} is finer than a millionth of a millionth")
+            raise UsageError(f"{text!r} is finer than a millionth of a millionth. Name twelve places at most")
         if len(whole) > 18:
-            raise UsageError(f"{text[:40]!r} is more than the 9.2 million {currency} kept")
+            raise UsageError(f"{text[:40]!r} is more than the 9.2 million {currency} kept. Name a smaller one")
         return cls(int(whole + part.ljust(12, "0")), currency)
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import NamedTuple
 
 import orjson
 
@@ -43,7 +44,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
     """The client went away."""
     KILLED = "killed"
-    """A switch closed it."""
+    """A switch closed it, or the time that a budget had left for it was used up."""
     UNREACHED = "unreached"
     """It never left the house: no connection could be made, or it was given up before it was sent. Cost 0."""
     IN_DOUBT = "in_doubt"
@@ -99,6 +100,15 @@ class Native:
     """What it said beside the body, by lower-case name; never a key."""
 
 
+class Size(NamedTuple):
+    """What bounds the input of a call, before the tokens that an upstream's template adds to each message."""
+
+    bytes: int
+    messages: int
+    tokens: int | None = None
+    """At most so many by the tokenizer of the model's family; None where it was not asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCall:
     """What an upstream is asked.
@@ -118,11 +128,13 @@ class ModelCall:
     kind: Kind = Kind.CHAT
     native: Native | None = None
     """The same request as the client wrote it, where its protocol says more than OpenAI's can."""
-    measured: tuple[int, int] | None = field(default=None, init=False, compare=False, repr=False)
-    """What `rules.pricing.measure` found, kept by `sized`: it is asked for four times a step. A copy that
+    traced: Mapping[str, str] = field(default_factory=dict)
+    """Headers that tell the upstream of the trace it is called in; empty where nobody traces."""
+    measured: Size | None = field(default=None, init=False, compare=False, repr=False)
+    """What `rules.reading.measure` found, kept by `sized`: it is asked for four times a step. A copy that
     `dataclasses.replace` makes has none, since its content may be another."""
 
-    def sized(self, model: str, max_tokens: int, measured: tuple[int, int] | None = None) -> ModelCall:
+    def sized(self, model: str, max_tokens: int, measured: Size | None = None) -> ModelCall:
         """The same call of this model and length. Written out: `dataclasses.replace` takes twice as long, and every
         call of either lane passes here."""
         call = ModelCall(
@@ -135,6 +147,7 @@ class ModelCall:
             self.raw_messages,
             self.kind,
             self.native,
+            self.traced,
         )
         object.__setattr__(call, "measured", measured or self.measured)
         return call
@@ -149,14 +162,26 @@ class Usage:
     output_tokens: int
     cache_read_tokens: int | None = None
     cache_write_tokens: int | None = None
+    """All of them, those kept for an hour too."""
     reasoning_tokens: int | None = None
     estimated: bool = False
     """True where the upstream did not say and we counted what passed."""
+    cache_write_1h_tokens: int | None = None
+    kinds: Mapping[str, int] | None = None
+    """What else was told apart, by its name in `Price.kinds`: parts of the counts above, none of them zero."""
+
+
+INPUT_KINDS = ("audio", "image", "video")
+"""Input that may have a price of its own: `input_audio`, and `cache_read_audio` for what of it came from a cache."""
+OUTPUT_KINDS = ("output_audio", "output_image", "output_video", "output_citation")
+WEB_SEARCH = "web_search"
+"""Searches that the upstream made itself; a count of calls, not of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Picounits per token. A missing cache price means the input price: no discount is assumed."""
+    """Picounits per token, unless a field says otherwise. None, or a kind that is not there, has the price of what it
+    is a part of: no discount is assumed."""
 
     input: int
     output: int
@@ -164,6 +189,41 @@ class Price:
     cache_write: int | None = None
     overhead_tokens: int = 8
     """Bound of the template tokens an upstream adds around each message."""
+    cache_write_1h: int | None = None
+    reasoning: int | None = None
+    kinds: tuple[tuple[str, int], ...] = ()
+    """What is priced apart: of `INPUT_KINDS` as `input_…` and `cache_read_…`, of `OUTPUT_KINDS`, and `WEB_SEARCH`."""
+    request: int = 0
+    """Picounits of one call that was answered."""
+    accelerator_second: int = 0
+    """Picounits of one second of one accelerator."""
+    longest_accelerator_us: int = 0
+    """The most accelerator time that one call can take."""
+    tiers: tuple[tuple[int, Price], ...] = ()
+    """Rising: a call with more input tokens than the number costs the price beside it, all of it."""
+    source: str = "own"
+    """Where it comes from: the configuration itself, or a public list with its version."""
+    dearest_text: int = field(init=False, repr=False, compare=False)
+    """The dearest that a token of plain text can be, read, cached or written to a cache."""
+    dearest_input: int = field(init=False, repr=False, compare=False)
+    """The same for any input."""
+    dearest_output: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        text = max(self.input, self.cache_read or 0, self.cache_write or 0)
+        read = [rate for name, rate in self.kinds if name.startswith(("input_", "cache_read_"))]
+        said = [rate for name, rate in self.kinds if name.startswith("output_")]
+        object.__setattr__(self, "dearest_text", text)
+        object.__setattr__(self, "dearest_input", max(text, self.cache_write_1h or 0, *read))
+        object.__setattr__(self, "dearest_output", max(self.output, self.reasoning or 0, *said))
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What an upstream draws, in microjoules per token."""
+
+    input: int
+    output: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,13 +203,16 @@ def _strict(schema: Any) -> Any:  # Any: JSON
 
 # ── quotes ──
 
+NOT_QUOTED = "the quoted passage is not in the document"
+"""What a problem says of a quote that stands nowhere."""
+
 
 def _unplaced(value: BaseModel, model: type[BaseModel], sources: Sequence[Document]) -> tuple[Problem, ...]:
     """Quotes that stand nowhere; the others are told where they stand."""
     quotes = list(itertools.islice(quotes_in(value), MAX_QUOTES + 1))
     if len(quotes) > MAX_QUOTES:
         return (Problem("", f"it holds more than {MAX_QUOTES:,} quotes: reply with the ones that matter"),)
-    words = "the quoted passage is not in the document: quote it word for word"
+    words = f"{NOT_QUOTED}: quote it word for word"
     if not sources:
         words = "there is no document to quote from: the agent was given none"
     missing = (problem_at(model, path, words) for path, quote in quotes if not _place(quote, sources))

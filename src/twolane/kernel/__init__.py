@@ -13,17 +13,21 @@ from pathlib import Path
 import orjson
 
 from twolane.config import ANTHROPIC_URL, Config, UpstreamSection, near, resolve_secret
-from twolane.domain.money import Money
 from twolane.domain.records import Lane, Origin, Route, Subject
 from twolane.errors import ConfigError, NotFound, StoreError
 from twolane.kernel import ledger
+from twolane.kernel.auditor import Auditor
 from twolane.kernel.document import Document
+from twolane.kernel.guards import Guards
 from twolane.kernel.lanes import Lanes, Limits
 from twolane.kernel.leases import Leases
+from twolane.kernel.metrics import Metrics
+from twolane.kernel.prices import Prices
 from twolane.kernel.progress import Watching
 from twolane.kernel.schemas import Schemas
 from twolane.kernel.step import Answer, Door, House, Request, Settled, Upstream, new_id
 from twolane.kernel.switches import Switches
+from twolane.kernel.tokens import counter
 from twolane.kernel.treasury import Treasury
 from twolane.models import Model
 from twolane.rules import routing
@@ -32,6 +36,7 @@ from twolane.store.lookups import Lookups
 from twolane.store.opening import open_store
 from twolane.store.presence import BEAT_S, Presence
 from twolane.store.vault import Vault, unseal
+from twolane.telemetry import Telemetry, open_tracing
 
 _LOG = logging.getLogger("twolane.kernel")
 
@@ -48,10 +53,13 @@ class Kernel:
     presence: Presence
     treasury: Treasury
     switches: Switches
+    guards: Guards
     lanes: Lanes
     door: Door
     upstreams: dict[str, Upstream]
     lookups: Lookups
+    prices: Prices
+    telemetry: Telemetry
     _inheriting: set[asyncio.Future[None]] = field(default_factory=set)
 
     @classmethod
@@ -72,13 +80,17 @@ class Kernel:
         process says that it lives; the same in every process of a store.
 
         Raises:
-            ConfigError: a secret is missing, or a built-in model does not know an option.
+            ConfigError: a secret is missing, a built-in model does not know an option, or spans cannot be sent.
             StoreError: see `store.sqlite` and `store.vault`.
         """
         sections = config.upstream if can_call else {}
         takes_part = can_call if takes_part is None else takes_part
-        upstreams = {name: _upstream(name, section, (models or {}).get(name)) for name, section in sections.items()}
+        prices = Prices(sections, config.currency)
+        upstreams = {
+            name: _upstream(name, section, (models or {}).get(name), prices) for name, section in sections.items()
+        }
         keys = config.keys_folder()
+        telemetry = Telemetry(open_tracing(config.telemetry.otlp) if can_call else None)
         store = open_store(config.store_address())
         try:
             vault = Vault.open(keys, is_new=store.one("get_meta", name="currency") is None)
@@ -88,8 +100,10 @@ class Kernel:
             raise
         for name, section in sections.items():
             if name not in (models or {}) and _ignores_schemas(store, name, section):
-                upstreams[name] = _upstream(name, section.model_copy(update={"structured": "json_object"}), None)
-        switches = Switches(store, check_presence=presence.check)
+                upstreams[name] = _upstream(
+                    name, section.model_copy(update={"structured": "json_object"}), None, prices
+                )
+        switches = Switches(store, process=presence.name, check_presence=presence.check, is_alive=presence.is_alive)
         treasury = Treasury(
             store,
             currency=config.currency,
@@ -97,11 +111,32 @@ class Kernel:
             defaults={scope: section for scope, section in config.budget.items() if _is_template(scope)},
             is_alive=presence.is_alive,
         )
+        switches.on_change = treasury.follow
         leases = Leases(store, owner=presence.name, is_alive=presence.is_alive)
         lanes = Lanes({name: Limits.of(section) for name, section in config.upstream.items()}, leases=leases)
-        door = Door(House(store, upstreams, treasury, lanes, switches, config.currency, vault.step_salt))
-        kernel = cls(config, store, vault, presence, treasury, switches, lanes, door, upstreams, Lookups(store))
+        guards = Guards(store, switches, config.guards())
+        house = House(
+            store, upstreams, treasury, lanes, switches, guards, config.currency, vault.step_salt, telemetry,
+            {name: route.heavy for name, route in config.route.items() if route.heavy},
+        )  # fmt: skip
+        lookups, door = Lookups(store), Door(house)
+        kernel = cls(
+            config,
+            store,
+            vault,
+            presence,
+            treasury,
+            switches,
+            guards,
+            lanes,
+            door,
+            upstreams,
+            lookups,
+            prices,
+            telemetry,
+        )
         presence.on_death = kernel._inherit
+        prices.follow(upstreams)
         try:
             await kernel._agree_on_currency()
             await kernel._agree_on_keys()
@@ -110,7 +145,19 @@ class Kernel:
         except BaseException:
             await kernel.aclose()
             raise
+        if takes_part:
+            kernel.auditor.begin()
         return kernel
+
+    @property
+    def drifted(self) -> int | None:
+        """How many budgets' books disagreed with the record when they were last compared; None before."""
+        return self.auditor.drifted
+
+    @cached_property
+    def auditor(self) -> Auditor:
+        """What compares the books with the record."""
+        return Auditor(self.store)
 
     @property
     def store_path(self) -> Path:
@@ -121,6 +168,8 @@ class Kernel:
         """Write what was submitted, give back what is leased, close sockets and files. One that fails to close does not
         keep the others open; its error is raised when all are."""
         async with AsyncExitStack() as last_first:
+            if self.telemetry.tracing is not None:
+                last_first.push_async_callback(asyncio.to_thread, self.telemetry.tracing.close)
             last_first.callback(self.presence.close)
             last_first.callback(self.store.close)
             last_first.callback(self.presence.leave)
@@ -131,6 +180,8 @@ class Kernel:
             last_first.callback(self.lanes.close)
             last_first.callback(self.switches.close)
             last_first.callback(self.watching.close)
+            last_first.push_async_callback(self.auditor.aclose)
+            last_first.callback(self.prices.close)
             for task in self._inheriting:
                 last_first.callback(task.cancel)
 
@@ -180,6 +231,11 @@ class Kernel:
     def watching(self) -> Watching:
         """The runs that are watched in this process."""
         return Watching(self.store, is_alive=self.presence.is_alive, currency=self.config.currency)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What Prometheus is told."""
+        return Metrics(self)
 
     def candidates(self, name: str) -> Sequence[Mapping[str, object]]:
         """The models a route may choose, by kind and name: what a fingerprint holds of it."""
@@ -259,13 +315,13 @@ class Kernel:
             if _is_template(scope):
                 continue
             text = f"{section.money}/{section.tokens}/{section.period}"
+            more = (section.calls, section.seconds, section.accelerator_seconds)
+            text += f"/{more}" if more != (None, None, None) else ""  # the rest is as releases before kept it
             kept = self.store.one("get_meta", name=f"budget {scope}")
             if kept is not None and kept["value"] == text:
                 continue
-            pico = None if section.money is None else Money.parse(section.money, self.config.currency).pico
-            await self.treasury.set_budget(
-                scope, period=section.period, pico=pico, tokens=section.tokens, actor="file", source="file"
-            )
+            most = section.ceiling(self.config.currency)._asdict()
+            await self.treasury.set_budget(scope, period=section.period, actor="file", source="file", **most)
             await self.store.write(lambda tx, n=f"budget {scope}", v=text: tx.run("set_meta", name=n, value=v))  # type: ignore[misc]
         await self._lift_budgets_gone_from_file()
 
@@ -306,18 +362,24 @@ def _ignores_schemas(store: Store, name: str, section: UpstreamSection) -> bool:
     return any(what == "structured" and verdict == "no" for what, verdict, _ in orjson.loads(row["findings"]))
 
 
-def _upstream(name: str, section: UpstreamSection, model: Model | None) -> Upstream:
+def _upstream(name: str, section: UpstreamSection, model: Model | None, prices: Prices) -> Upstream:
     return Upstream(
         name=name,
         model=model or _open_model(name, section),
         model_name=section.model or name,
-        price=section.price_of(),
         is_unpriced_allowed=section.unpriced == "allow",
         retries=section.retries,
         first_token_s=section.timeout.first_token_s,
         idle_s=section.timeout.idle_s,
+        total_s=section.timeout.total_s,
         context_tokens=section.limit.context,
         output_tokens=section.limit.output,
+        slots=section.slots.online + section.slots.batch,
+        accelerators=section.accelerators,
+        kind=section.kind,
+        energy=section.energy.as_energy() if section.energy else None,
+        count=counter(name, section),
+        **prices.quotes[name].as_fields(),
     )
 
 

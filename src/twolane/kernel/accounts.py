@@ -8,23 +8,68 @@ from typing import Protocol
 
 import orjson
 
+from twolane.domain.money import decimal_string
 from twolane.kernel import ledger, rollups
-from twolane.kernel.books import Books
+from twolane.kernel.books import Books, Window, amount_of, state_of
 from twolane.rules import budgets
-from twolane.rules.budgets import Account
+from twolane.rules.budgets import NOTHING, Account, Amount, Ceiling
 from twolane.store import Row, Store, Transaction, Value
 
+NEWS_US = 150_000
+"""Within this every living process knows of a limit that was set, and holds for its calls in flight: it looks every
+10 ms while it has some, at what is at most `store.FRESH_S` old, and then commits."""
 MOST_KNOWN = 4096
 """Scopes whose limits are remembered at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A budget as it is set. None is no limit in that dimension."""
+    """A budget as it is set."""
 
     period: str
-    pico: int | None
-    tokens: int | None
+    most: Ceiling
+    since_us: int = field(default=0, compare=False)
+    """When it was set."""
+
+    @classmethod
+    def of(cls, row: Row) -> Limit:
+        """What a row of `budget` says."""
+        return cls(row["period"], Ceiling(*[row[name] for name in Ceiling._fields]), row["since"])
+
+    def fields(self) -> dict[str, object]:
+        """As a leaf and an answer hold it: amounts as decimal strings, None for no limit."""
+        return {"period": self.period} | amount_fields(self.most)
+
+
+def amount_fields(amount: Sequence[int | None]) -> dict[str, object]:
+    """An amount by the names that people know: money and seconds as decimal strings, counts as integers."""
+    pico, tokens, calls, us, accelerator_us = amount
+    return {
+        "money": None if pico is None else decimal_string(pico),
+        "tokens": tokens,
+        "calls": calls,
+        "seconds": None if us is None else budgets.seconds_string(us),
+        "accelerator_seconds": None if accelerator_us is None else budgets.seconds_string(accelerator_us),
+    }
+
+
+def account_fields(account: Account) -> dict[str, dict[str, object] | None]:
+    """What an account says of each dimension that it limits: limit, spent, held, leased and remaining. None for the
+    others."""
+    amounts = {
+        "limit": account.limit, "spent": account.spent, "held": account.held, "leased": account.leased,
+        "remaining": account.left(),
+    }  # fmt: skip
+    told = {part: amount_fields(amount) for part, amount in amounts.items()}
+    return {
+        name: None if limit is None else {part: figure[name] for part, figure in told.items()}
+        for name, limit in told["limit"].items()
+    }
+
+
+def run_of(scope: str) -> dict[str, str]:
+    """The run that an entry about a scope belongs to, as a field of it."""
+    return {"run": scope.removeprefix("run:")} if scope.startswith("run:") else {}
 
 
 class _Asked(Protocol):
@@ -44,38 +89,64 @@ class Limits:
         """By window. Where both limit the same window the tighter one holds: a run's own budget never lifts the
         operator's."""
         row = asked.one("budget", scope=scope)
-        own = Limit(row["period"], row["pico"], row["tokens"]) if row else None
+        own = Limit.of(row) if row else None
         name = _template_of(scope, self._templates)
         found: dict[str, Limit] = {}
         for limit in (own, self._templates[name] if name else None):
             if limit is not None:
                 window = budgets.window(limit.period, now_us)
-                found[window] = _tighter(found.get(window, limit), limit)
+                there = found.get(window)
+                found[window] = (
+                    limit
+                    if there is None
+                    else Limit(limit.period, limit.most.lower(there.most), max(limit.since_us, there.since_us))
+                )
         return found
 
     def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
         """The chain's budgets in their current windows, widest first; windows are opened as needed."""
         books, found = Books.of(tx), []
         for scope, window, limit in self._limiting(tx, tuple(scopes)):
-            spent = books.spending(scope, window)
-            if spent is None:
+            state = books.spending(scope, window)
+            if state is None:
                 _open_window(tx, scope, limit.period, ledger.now_us())
-                spent = books.spending(scope, window)
-                assert spent is not None
-            found.append(Account(scope, window, limit.pico, limit.tokens, *spent))
+                state = books.spending(scope, window)
+                assert state is not None
+            found.append(Account(scope, window, limit.most, *state))
+        return found
+
+    def is_known(self, tx: Transaction, scopes: Sequence[str]) -> bool:
+        """False right after a limit was set, where processes, this one too, may still have to tell which of their calls
+        in flight it concerns."""
+        now_us = ledger.now_us()
+        newest = max((limit.since_us for _, _, limit in self._limiting(tx, tuple(scopes))), default=0)
+        return not 0 <= now_us - newest < NEWS_US
+
+    def accounts_of(self, tx: Transaction, windows: Sequence[Window]) -> list[Account]:
+        """The budgets of these very windows, under the limits that are now in force for their periods: what a hold
+        lies in may be a day that is over."""
+        books, now_us, found = Books.of(tx), ledger.now_us(), []
+        for scope, window in windows:
+            state = books.spending(scope, window)
+            limits = [limit for name, limit in self.of(tx, scope, now_us).items() if len(name) == len(window)]
+            if state is not None and limits:
+                found.append(Account(scope, window, limits[0].most, *state))
         return found
 
     def _limiting(self, tx: Transaction, scopes: tuple[str, ...]) -> list[tuple[str, str, Limit]]:
         """What limits a chain, read in this transaction or in an earlier one of the same epoch and day. Only the
         writer's thread comes here."""
-        known: _Known | None = tx.cache.get("limits")
+        known: _Known | None = tx.policy.get("limits")
         if known is None:
             row = tx.one("epoch")
             assert row is not None
             as_of = (row["n"], budgets.window("day", ledger.now_us()))
-            if as_of != self._known.as_of or len(self._known.scopes) >= MOST_KNOWN:
-                self._known = _Known(as_of)
-            known = tx.cache["limits"] = self._known
+            known = self._known
+            if tx.changes_policy:  # the epoch of this number may become another one
+                known = _Known(as_of)
+            elif as_of != known.as_of or len(known.scopes) >= MOST_KNOWN:
+                known = self._known = _Known(as_of)
+            tx.policy["limits"] = known
         found = known.chains.get(scopes)
         if found is None:
             now_us = ledger.now_us()
@@ -96,23 +167,9 @@ class _Known:
     chains: dict[tuple[str, ...], list[tuple[str, str, Limit]]] = field(default_factory=dict)
 
 
-def forget_limits(tx: Transaction) -> None:
-    """A limit was changed in this transaction: what is known of it holds no longer here, and may never be committed."""
-    tx.cache["limits"] = _Known((-1, ""))
-
-
-def doubt(tx: Transaction, owner: str, scope: str, leases: Mapping[str, tuple[int, int]]) -> None:
-    """Settle a dead process's blocks of a scope whole, by window. What its calls may have cost counts in the scope's
-    other current windows too, where it holds nothing: with the larger of its blocks."""
-    books, day = Books.of(tx), budgets.window("day", ledger.now_us())
-    largest = (max(pico for pico, _ in leases.values()), max(tokens for _, tokens in leases.values()))
-    lengths = {len(window) for window in leases}
-    others = {window: largest for window in books.current((scope,))[scope] if len(window) not in lengths}
-    for window, (pico, tokens) in {**others, **leases}.items():
-        if window in leases:
-            books.unlease(owner, scope, window, pico=pico, tokens=tokens)
-        books.spend(scope, window, pico=pico, tokens=tokens)
-        tx.run("add_doubt", scope=scope, window=window, day=day, pico=pico, tokens=tokens)
+def add_doubt(tx: Transaction, scope: str, window: str, amount: Amount) -> None:
+    """Keep what is spent on a window and known to no step; less where negative."""
+    tx.run("add_doubt", scope=scope, window=window, day=budgets.window("day", ledger.now_us()), **amount._asdict())
 
 
 def _open_window(tx: Transaction, scope: str, period: str, now_us: int) -> None:
@@ -121,18 +178,18 @@ def _open_window(tx: Transaction, scope: str, period: str, now_us: int) -> None:
     ledger.flush(tx)
     rollups.write(tx)  # what steps of this very group have spent is among it
     window, since = budgets.window(period, now_us), budgets.first_day(period, now_us)
-    spent, unknown = spent_since(tx, scope, since), tx.one("doubt_since", scope=scope, since=since)
-    assert unknown is not None
+    row = tx.one("doubt_since", scope=scope, since=since)
+    assert row is not None
+    unknown = amount_of(row)
+    spent = spent_since(tx, scope, since, budgets.last_day(period, now_us)).plus(unknown)
     tx.cache.pop("windows", None)
-    pico, tokens = spent["pico"] + unknown["pico"], spent["tokens"] + unknown["tokens"]
-    tx.run("begin_spending", scope=scope, window=window, pico=pico, tokens=tokens)
-    if unknown["pico"] or unknown["tokens"]:
-        day = budgets.window("day", now_us)
-        tx.run("add_doubt", scope=scope, window=window, day=day, pico=unknown["pico"], tokens=unknown["tokens"])
+    tx.run("begin_spending", scope=scope, window=window, **spent._asdict())
+    if any(unknown):
+        add_doubt(tx, scope, window, unknown)
 
 
-def spent_since(asked: _Asked, scope: str, since_day: str) -> Row:
-    """What the roll-ups and the ledger say a scope spent since a day (all of it for runs and items)."""
+def spent_since(asked: _Asked, scope: str, since_day: str, until_day: str = budgets.END) -> Amount:
+    """What the roll-ups and the ledger say a scope spent from a day to another (all of it for runs and items)."""
     kind, _, rest = scope.partition(":")
     tenant, _, name = rest.partition("/")
     match kind:
@@ -140,46 +197,50 @@ def spent_since(asked: _Asked, scope: str, since_day: str) -> Row:
             row = asked.one("spent_by_run", run=rest)
         case "item":
             row = asked.one("spent_by_item", run=tenant, item=name)
-        case "tenant":
-            row = asked.one("spent_since", since=since_day, tenant=rest, api_key=None, workflow=None)
-        case "key":
-            row = asked.one("spent_since", since=since_day, tenant=tenant, api_key=name, workflow=None)
-        case "workflow":
-            row = asked.one("spent_since", since=since_day, tenant=tenant, api_key=None, workflow=name)
         case _:
-            row = asked.one("spent_since", since=since_day, tenant=None, api_key=None, workflow=None)
+            of = {
+                "tenant": {"tenant": rest},
+                "key": {"tenant": tenant, "api_key": name},
+                "workflow": {"tenant": tenant, "workflow": name},
+                "upstream": {"upstream": rest},
+            }.get(kind, {})
+            named = {**dict.fromkeys(("tenant", "api_key", "workflow", "upstream")), **of}
+            row = asked.one("spent_since", since=since_day, until=until_day, **named)
     assert row is not None  # sums always have one
-    return row
+    return amount_of(row)
 
 
-def drift(store: Store) -> list[str]:
-    """Where the books disagree with what they are made of; nothing while all is well, at every commit.
+def drift(store: Store, *, first: int = 0, most: int | None = None) -> list[str]:
+    """Where the books disagree with what they are made of; nothing while all is well, at every commit. Of windows
+    without an end `most` are compared with the record, from the `first` on.
 
     Held is the sum of reservations and blocks. Spent, in windows without an end, is what the steps cost and what is in
     doubt; in days and months a step that crosses midnight is counted where it was held, so these are not compared.
     """
     with store.snapshot():
-        rows = {(row["scope"], row["window"]): row for row in store.all("all_spending")}
-        held = {key: [0, 0] for key in rows}
+        rows = {(row["scope"], row["window"]): state_of(row) for row in store.all("all_spending")}
+        held = dict.fromkeys(rows, NOTHING)
         for row in store.all("reservations"):
             for scope, window in orjson.loads(row["windows"]):
-                _plus(held.setdefault((scope, window), [0, 0]), row)
+                held[scope, window] = held.get((scope, window), NOTHING).plus(amount_of(row))
         for row in store.all("leases"):
-            _plus(held.setdefault((row["scope"], row["window"]), [0, 0]), row)
+            key = (row["scope"], row["window"])
+            held[key] = held.get(key, NOTHING).plus(amount_of(row))
         found = []
         for (scope, window), sums in held.items():
             kept = rows.get((scope, window))
-            told = None if kept is None else [kept["held_pico"], kept["held_tokens"]]
-            if told != sums:
+            if kept is None or kept.held != sums:
+                told = None if kept is None else kept.held
                 found.append(f"{scope} {window}: held {told}, but reservations and blocks are {sums}")
-        for (scope, window), kept in rows.items():
-            if window == "total" and _is_in_record(store, scope):
-                spent, unknown = spent_since(store, scope, ""), store.one("doubt", scope=scope, window=window)
+        endless = sorted(scope for scope, window in rows if window == "total")
+        for scope in endless[first : None if most is None else first + most]:
+            kept, window = rows[scope, "total"], "total"
+            if _is_in_record(store, scope):
+                unknown = store.one("doubt", scope=scope, window=window)
                 assert unknown is not None
-                sums = [spent["pico"] + unknown["pico"], spent["tokens"] + unknown["tokens"]]
-                told = [kept["spent_pico"], kept["spent_tokens"]]
-                if told != sums:
-                    found.append(f"{scope} {window}: spent {told}, but steps and what is in doubt are {sums}")
+                sums = spent_since(store, scope, "").plus(amount_of(unknown))
+                if kept.spent != sums:
+                    found.append(f"{scope} {window}: spent {kept.spent}, but steps and what is in doubt are {sums}")
         return found
 
 
@@ -188,17 +249,6 @@ def _is_in_record(store: Store, scope: str) -> bool:
     kind, _, rest = scope.partition(":")
     run, _, name = rest.partition("/")
     return kind != "item" or store.one("item", run=run, name=name) is not None
-
-
-def _plus(sums: list[int], row: Row) -> None:
-    sums[0] += row["pico"]
-    sums[1] += row["tokens"]
-
-
-def _tighter(one: Limit, other: Limit) -> Limit:
-    picos = [limit.pico for limit in (one, other) if limit.pico is not None]
-    tokens = [limit.tokens for limit in (one, other) if limit.tokens is not None]
-    return Limit(one.period, min(picos, default=None), min(tokens, default=None))
 
 
 def _template_of(scope: str, templates: Mapping[str, Limit]) -> str | None:

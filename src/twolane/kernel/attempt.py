@@ -8,15 +8,18 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from twolane.domain.completion import EventError
 from twolane.domain.records import Lane, ModelCall, Status, Usage
-from twolane.errors import Killed, LaneFull, SwitchTripped, Unpriced, UpstreamError
+from twolane.errors import BudgetExceeded, Killed, LaneFull, Runaway, SwitchTripped, Unpriced, UpstreamError
 from twolane.kernel import ledger, treasury
-from twolane.kernel.answer import Answer, Restartable, Settled
+from twolane.kernel.answer import EXHAUSTED, Answer, Restartable, Settled
+from twolane.kernel.clock import Clock
 from twolane.kernel.document import meter_for
+from twolane.kernel.guards import Guards
 from twolane.kernel.lanes import Claim, Lanes, Permit
 from twolane.kernel.meter import Meter
 from twolane.kernel.request import Request, Upstream, check_allowance, identity, new_id, sized
@@ -24,8 +27,9 @@ from twolane.kernel.switches import Switches
 from twolane.kernel.treasury import Hold, Treasury
 from twolane.kernel.watch import Watch
 from twolane.models import ModelStream
-from twolane.rules import pricing
-from twolane.store import Store, Transaction
+from twolane.rules import economics, pricing
+from twolane.store import Store, Transaction, unwaited
+from twolane.telemetry import Telemetry
 
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
@@ -42,8 +46,12 @@ class House:
     treasury: Treasury
     lanes: Lanes
     switches: Switches
+    guards: Guards
     currency: str
     step_salt: Callable[[str], bytes]
+    telemetry: Telemetry
+    heavy: Mapping[str, str] = field(default_factory=dict)
+    """By route: its heavy upstream, against which is told what a choice has saved."""
     watch: Watch = field(default_factory=Watch)
 
     def salt(self, request: Request, step: str) -> bytes:
@@ -63,7 +71,8 @@ class Attempt:
 
     def __init__(self, house: House, request: Request) -> None:
         self._house, self._request = house, request
-        self._scopes = request.origin.scopes()
+        self._origin_scopes = self._scopes = request.origin.scopes()
+        self._clock: Clock | None = None
         self._release: Callable[[], None] | None = None
         self._permit: Permit | None = None
         self._deadline: float | None = None
@@ -72,6 +81,8 @@ class Attempt:
         self._cancelled_before = 0
         self._answer: Answer | None = None
         self._killed: Killed | None = None
+        self._closed_by: str | None = None
+        """The scope whose switch closed it."""
         self._task: asyncio.Task[object] | None = None
         self._is_cancelled = False
 
@@ -101,7 +112,8 @@ class Attempt:
     async def _begin(self) -> Answer:
         """The first attempt whose first block arrived. A lane that is full hands the call to the route's next upstream
         at once; one deadline covers them all, so a backoff that would pass it is not slept."""
-        attempt, last, full = self._request.attempt, None, None
+        attempt, last = self._request.attempt, None
+        full: LaneFull | BudgetExceeded | None = None
         if self._request.deadline_s is not None:
             self._deadline = time.monotonic() + self._request.deadline_s
         for name in self._request.route.upstreams:
@@ -119,7 +131,13 @@ class Attempt:
                     self._end_preemption()
                     attempt += 1
                 except LaneFull as error:
-                    full = error if full is None or error.retry_after_s < full.retry_after_s else full
+                    is_sooner = isinstance(full, LaneFull) and full.retry_after_s <= error.retry_after_s
+                    full = full if is_sooner else error
+                    break
+                except BudgetExceeded as error:
+                    if error.scope != upstream.scope or self._clock is not None:
+                        raise
+                    full = full or error  # that upstream's own budget: another one may have some left
                     break
                 except UpstreamError as error:
                     last = error
@@ -166,30 +184,42 @@ class Attempt:
 
     async def _attempt(self, request: Request, upstream: Upstream) -> Answer:
         house, step = self._house, new_id()
+        self._scopes, self._clock = (*self._origin_scopes, upstream.scope), None
         house.switches.check(self._scopes)
+        house.guards.check(self._scopes)
         if upstream.price is None and not upstream.is_unpriced_allowed:
-            raise Unpriced(upstream.name)
+            raise Unpriced(upstream.name, upstream.unpriced_because)
         fields = identity(request, upstream, step, salt=house.salt(request, step))
         call = sized(request.call, upstream)
         meter = meter_for(fields, call)
+        meter.watched_by(house.guards.stream(request))
         check_allowance(request, call, upstream, house.currency)
         claim = self._claim(request, upstream, call)
         if request.lane is not Lane.BATCH:
             house.lanes.expect(upstream.name, claim)  # before any money is held for what will be refused
         try:
             house.switches.started(step, self._scopes, self._kill)  # from here on, also while it waits for a slot
-            # Batch waits as long as it takes, so it waits before it holds money; online is refused before it waits.
+            # Batch waits as long as it takes, so it holds money when it has a slot, or the next that is free; online is
+            # refused before it waits.
             if request.lane is Lane.BATCH:
-                await self._take_slot(claim, upstream, meter)
+                await self._join_lane(claim, upstream, meter)
             # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
-            hold = await self._reserve(request, upstream, call, meter)
+            hold = await self._reserve(request, upstream, call, meter, claim)
             if hold is not None and hold.max_tokens != call.max_tokens:
                 call = meter.call = call.sized(call.model, hold.max_tokens)
             if request.lane is not Lane.BATCH:
-                await self._take_slot(claim, upstream, meter)
+                await self._join_lane(claim, upstream, meter)
+            await self._take_slot(meter)
             meter.begin()
             house.switches.check(self._scopes)
             meter.has_left = True
+            if hold is not None and hold.amount.us:
+                self._begin_clock(hold, upstream, meter)
+            tracing = house.telemetry.tracing
+            if tracing is not None:
+                meter.span, headers = tracing.begin(fields, upstream.kind)
+                told = dataclasses.replace(call, traced=headers)
+                call = meter.call = told.sized(call.model, call.max_tokens, call.measured)
             answer = await self._open(upstream, call, step, meter, hold)
             answer.owner = self
             assert self._permit is not None
@@ -206,6 +236,19 @@ class Attempt:
             if tripped is not None:
                 raise tripped from None
             raise
+
+    def _begin_clock(self, hold: Hold, upstream: Upstream, meter: Meter) -> None:
+        """Its time is limited: see that more is held in time, and that it ends before what is held is used up."""
+
+        def cut() -> None:
+            meter.stop()
+            if self._answer is not None and not (clock.patience is not None and clock.patience.is_waiting):
+                self._answer.stream.close()  # its reader is slow: the upstream need not go on meanwhile
+
+        self._clock = clock = Clock(
+            self._house.treasury, hold, cut, accelerators=upstream.accelerators, slots=upstream.slots
+        )
+        clock.begin()
 
     def _tripped_while_waiting(self, meter: Meter) -> SwitchTripped | None:
         """A switch ended the wait for a hold or a slot: nothing was called, so it is a refusal and no kill."""
@@ -229,11 +272,10 @@ class Attempt:
             preempt=self._preempt if request.lane is Lane.BATCH else None,
         )
 
-    async def _take_slot(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
+    async def _join_lane(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
         lanes = self._house.lanes
         permit = lanes.try_admit(upstream.name, claim) or await lanes.admit(upstream.name, claim)
         self._permit = permit
-        meter.queued_us = int(permit.waited_s * 1_000_000)
 
         def release() -> None:
             usage = meter.usage() if claim.tokens and meter.has_left else None
@@ -242,18 +284,33 @@ class Attempt:
 
         self._release = release
 
+    async def _give_way(self, claim: Claim, upstream: Upstream, meter: Meter) -> None:
+        """It waits for money: its slot goes to the next in line, who may have some already."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+        await self._join_lane(claim, upstream, meter)
+
+    async def _take_slot(self, meter: Meter) -> None:
+        assert self._permit is not None
+        if self._permit.turn is not None:
+            await self._permit.slot()
+        meter.queued_us = int(self._permit.waited_s * 1_000_000)
+
     def _tell_failed(self, upstream: Upstream, error: BaseException | None) -> None:
         """The lanes learn from failures, whether they come before or in the middle of an answer."""
         if isinstance(error, UpstreamError) and error.upstream == upstream.name and self._permit is not None:
             self._permit.failed(error.http_status, retry_after_s=error.retry_after_s, headers=error.headers)
 
-    async def _reserve(self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter) -> Hold | None:
+    async def _reserve(
+        self, request: Request, upstream: Upstream, call: ModelCall, meter: Meter, claim: Claim
+    ) -> Hold | None:
         """Batch intents are always durable before the call leaves; online calls hold only where a budget binds them, in
         memory where this process has leased enough of it."""
         fields, is_batch = meter.fields, request.lane is Lane.BATCH
         if not is_batch:
-            held = self._house.treasury.try_reserve(str(fields["step"]), self._scopes, call, upstream.price)
-            if held is not None or not self._house.treasury.is_limited(self._scopes):
+            held = self._house.treasury.try_reserve(str(fields["step"]), self._scopes, call, upstream.price, fields)
+            if not isinstance(held, treasury.Durably):
                 return held
         intent = None
         if is_batch:
@@ -268,8 +325,11 @@ class Attempt:
                 call,
                 upstream.price,
                 may_shrink=not request.is_bounded_by_caller,
-                entry={**{k: v for k, v in fields.items() if v is not None}, "currency": self._house.currency},
+                entry={**fields, "currency": self._house.currency},
                 intent=intent,
+                accelerators=upstream.accelerators,
+                slots=upstream.slots,
+                give_way=partial(self._give_way, claim, upstream, meter) if is_batch else None,
             )
         except Exception:
             meter.is_intended = False
@@ -280,15 +340,20 @@ class Attempt:
         stream: ModelStream | None = None
         try:
             with self._house.watch.patience() as patience:
-                patience.begins(upstream.first_token_s)
+                if self._clock is not None:
+                    self._clock.patience = patience
+                cut_at = patience.begins(min(upstream.first_token_s, upstream.total_s)) + upstream.total_s
                 stream = await upstream.model.open(call)
-                self._answer = answer = Answer(step, upstream, stream, meter, hold, self._house.watch)
+                self._answer = answer = Answer(step, upstream, stream, meter, hold, self._house.watch, cut_at)
+                answer.clock, answer.keeps_part = self._clock, self._request.lane is not Lane.BATCH
                 while not meter.has_first_token():
                     block = await anext(answer.blocks)
                     meter.peeked.append(block)
                     meter.saw(block)
         except TimeoutError:
-            problem = f"no first token within {upstream.first_token_s:g} s"
+            if self._clock is not None and self._clock.refusal is not None:
+                raise self._failed(stream, self._clock.refusal) from None
+            problem = f"no first token within {min(upstream.first_token_s, upstream.total_s):g} s"
             raise self._failed(stream, UpstreamError(upstream.name, problem, retryable=True)) from None
         except StopAsyncIteration:
             problem = "it closed the connection without an answer"
@@ -307,10 +372,14 @@ class Attempt:
             stream.close()
         return error
 
-    def _kill(self, scope: str, cause: str) -> None:
-        self._killed = Killed(scope, cause)
+    def _kill(self, scope: str, cause: str) -> Callable[[], None]:
+        """Close the upstream's socket; what is returned ends the task that reads from it."""
+        self._killed, self._closed_by = Killed(scope, cause), scope
         if self._answer is not None:
             self._answer.stream.close()
+        return self._end_task
+
+    def _end_task(self) -> None:
         if self._task is not None and self._task is not asyncio.current_task():
             # A step that trips its own switch finds its stream closed: cancelled too, it would end whatever comes next.
             self._is_cancelled = self._task.cancel()
@@ -323,11 +392,10 @@ class Attempt:
             self._house.treasury.release(step, self._scopes)
             return
         is_gone = isinstance(error, UpstreamError) and error.is_gone
-        status = _status_of(error, is_killed=self._killed is not None)
+        status, reason = self._fate(error)
         if is_gone or not meter.has_left:
             status = Status.UNREACHED
         usage = Usage(0, 0) if status is Status.UNREACHED or meter.is_unbilled(error) else None
-        reason = _public(self._killed or error)
         self._record(request, upstream, step, meter, status=status, reason=reason, usage=usage, also=None)
 
     def _end(self, error: BaseException | None) -> None:
@@ -339,8 +407,7 @@ class Attempt:
         self._let_go(answer.step)
         meter = answer.meter
         if error is not None:
-            answer.status = _status_of(error, is_killed=self._killed is not None)
-            answer.reason = _public(self._killed or error)
+            answer.status, answer.reason = self._fate(error)
         elif not meter.is_complete() and answer.status is Status.OK:
             answer.status = Status.KILLED if self._killed else Status.CANCELLED
             answer.reason = str(self._killed or "not read to its end")
@@ -355,8 +422,16 @@ class Attempt:
             also=answer.also if error is None else None,
         )
 
+    def _fate(self, error: BaseException) -> tuple[Status, str]:
+        """How a step ended, and why, for its record."""
+        if self._clock is not None and self._clock.refusal is error:
+            return Status.KILLED, f"{EXHAUSTED}: {error}"
+        return _status_of(error, is_killed=self._killed is not None), _public(self._killed or error)
+
     def _let_go(self, step: str) -> None:
         self._house.switches.ended(step)
+        if self._clock is not None:
+            self._clock.end()
         if self._release is not None:
             self._release()
             self._release = None
@@ -375,8 +450,17 @@ class Attempt:
     ) -> asyncio.Future[Settled]:
         """Settle and append, in one message to the writer. No await: a cancelled task may be cancelled again."""
         usage = usage or pricing.estimate(meter.call, meter.output_bytes())
-        pico = None if upstream.price is None else pricing.charge(usage, upstream.price)
-        settled, scopes = Settled(step, usage, pico, meter.total_us()), self._scopes
+        total_us, used_us = meter.total_us(), 0
+        if upstream.accelerators and status is not Status.UNREACHED:
+            used_us = pricing.accelerator_us(total_us, upstream.accelerators, upstream.slots)
+        price = upstream.price
+        pico = None if price is None else pricing.charge(usage, price, used_us)
+        parts = () if pico is None or price is None else economics.parts(usage, price, pico, used_us)
+        heavy = self._house.upstreams.get(self._house.heavy.get(request.route.name, ""))
+        baseline = None if pico is None or heavy is None else heavy.price
+        if baseline is not None and baseline.accelerator_second:
+            baseline = None  # nobody knows how long it would have taken
+        settled = Settled(step, usage, pico, total_us)
         fields = meter.fields | {
             "status": status,
             "reason": reason[:500].encode(errors="replace").decode() if reason else None,
@@ -386,34 +470,56 @@ class Attempt:
             "cache_read_tokens": usage.cache_read_tokens,
             "cache_write_tokens": usage.cache_write_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
+            "cache_write_1h_tokens": usage.cache_write_1h_tokens,
+            "token_kinds": usage.kinds,
+            "accelerator_us": used_us or None,
+            "energy_mj": None if upstream.energy is None else pricing.energy_mj(usage, upstream.energy),
             "estimated": 1 if usage.estimated else None,
             "beyond_bound": 1 if pricing.is_beyond(usage, meter.call) else None,
             "cost_pico": None if pico is None else treasury.leaf_amount(pico),
+            "baseline_pico": None if baseline is None else treasury.leaf_amount(pricing.charge(usage, baseline)),
             "currency": self._house.currency,
             "queued_us": meter.queued_us,
             "ttft_us": meter.ttft_us,
             "total_us": settled.total_us,
             "output_digest": meter.output_digest(self._house.salt(request, step)),
         }
-
-        tokens = usage.input_tokens + usage.output_tokens
-        end_hold = self._house.treasury.ending(step, scopes, pico=pico or 0, tokens=tokens)
+        if meter.has_left:
+            meter.settled(pico, is_whole=status in (Status.OK, Status.REFUSED))
+        if self._closed_by is not None:
+            fields |= _closed_fields(self._closed_by, upstream, meter)
+        end_hold = self._house.treasury.ending(step, self._scopes, treasury.used(fields, pico=pico or 0))
 
         def work(tx: Transaction) -> Settled:
             end_hold(tx)
             ledger.append(tx, fields)
-            treasury.count(tx, fields, pico=pico or 0)
+            treasury.count(tx, fields, pico=pico or 0, parts=parts)
             if also is not None:
                 also(tx, settled)
             return settled
 
         recorded = self._house.store.submit(work)
-        recorded.add_done_callback(_notice)
+        recorded.add_done_callback(unwaited)
+        telemetry = self._house.telemetry
+        telemetry.steps[request.lane, upstream.name].add(status, meter.queued_us, meter.ttft_us)
+        if telemetry.tracing is not None:
+            telemetry.tracing.end(meter.span, fields, upstream.kind)
         return recorded
 
 
+def _closed_fields(scope: str, upstream: Upstream, meter: Meter) -> dict[str, object]:
+    """What the record of a closed step says beside: which switch it was, and for the report the most that the step
+    could have cost, and what its upstream generated afterwards where that is known."""
+    bound = None if upstream.price is None else pricing.upper_bound(meter.call, upstream.price).pico
+    return {
+        "closed_by": scope,
+        "bound_pico": None if bound is None else treasury.leaf_amount(bound),
+        "tokens_after": 0 if upstream.model.ends_when_closed or not meter.has_left else None,
+    }
+
+
 def _status_of(error: BaseException, *, is_killed: bool) -> Status:
-    if is_killed or isinstance(error, Killed):
+    if is_killed or isinstance(error, Killed | Runaway):
         return Status.KILLED
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return Status.CANCELLED
@@ -424,6 +530,8 @@ def _public(error: BaseException) -> str:
     """An error in our own words, as the ledger may hold it: an upstream's own words may echo what it was asked."""
     if isinstance(error, UpstreamError):
         return f"upstream {error.upstream}: {error.problem}"
+    if isinstance(error, Runaway):
+        return f"guard {error.guard}: {error.why}"
     return str(error) or type(error).__name__
 
 
@@ -432,9 +540,3 @@ def _backoff_s(retry: int, error: UpstreamError) -> float:
     if error.retry_after_s is not None:
         return min(error.retry_after_s, 30.0)
     return random.uniform(0.5, 1.0) * FIRST_BACKOFF_S * 2.0 ** (retry - 1)
-
-
-def _notice(recorded: asyncio.Future[T]) -> None:
-    """Mark the future's error as seen: whoever needs the record awaits it, others must not get a warning."""
-    if not recorded.cancelled():
-        recorded.exception()

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from twolane.domain.records import Bound
 from twolane.errors import StoreError
 from twolane.kernel.accounts import Limit, Limits
 from twolane.kernel.books import Books
 from twolane.kernel.switches import tripped_in
 from twolane.rules import budgets
+from twolane.rules.budgets import NOTHING, Amount
 from twolane.store import AWAY_S, Store, Transaction
 
 IDLE_S = 0.4
@@ -46,92 +46,95 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """This process's part of one budget window. Money in picounits."""
+    """This process's part of one budget window."""
 
     scope: str
     window: str
     limit: Limit
-    pico: int = 0
-    """Free, where the limit is of money."""
-    tokens: int = 0
-    """Free, where the limit is of tokens."""
-    size: tuple[int, int] = (0, 0)
+    free: Amount = NOTHING
+    """In the dimensions that are limited."""
+    size: Amount = NOTHING
     """The most that may be free: what does not fit goes back with the record that frees it."""
     holds: int = 0
     """Calls that hold of it now."""
     is_filling: bool = False
-    asked_with: tuple[int, int] = (0, 0)
+    asked_with: Amount = NOTHING
     """What was free when it was asked to be filled: no more may be until the answer is there, which counts on it."""
     paused_until: float = 0.0
     used_at: float = 0.0
     _span: float = 0.0
-    _used: tuple[int, int] = (0, 0)
-    _used_before: tuple[int, int] = (0, 0)
-    _largest: tuple[int, int] = (0, 0)
-    _smallest: tuple[int, int] = (0, 0)
+    _used: Amount = NOTHING
+    _used_before: Amount = NOTHING
+    _largest: Amount = NOTHING
+    _smallest: Amount = NOTHING
 
-    def need(self, bound: Bound) -> tuple[int, int]:
-        """What a call takes of this block: nothing in a dimension that has no limit."""
-        pico = 0 if self.limit.pico is None else bound.pico or 0
-        return pico, 0 if self.limit.tokens is None else bound.tokens
-
-    def note(self, need: tuple[int, int], now: float) -> None:
+    def note(self, need: Amount, now: float) -> None:
         """A call used the budget: this is what the next block is sized by."""
         if now - self._span > SPAN_S:
             is_next = now - self._span <= 2 * SPAN_S
-            self._used_before = self._used if is_next else (0, 0)
+            self._used_before = self._used if is_next else NOTHING
             self._smallest = self._smallest if is_next else need
-            self._used, self._largest, self._span = (0, 0), need, now
-        self._used = (self._used[0] + need[0], self._used[1] + need[1])
-        self._largest = (max(self._largest[0], need[0]), max(self._largest[1], need[1]))
-        self._smallest = (min(self._smallest[0], need[0]), min(self._smallest[1], need[1]))
+            self._used, self._largest, self._span = NOTHING, need, now
+        self._used = self._used.plus(need)
+        if not need.fits(self._largest):
+            self._largest = self._largest.most(need)
+        if not self._smallest.fits(need):
+            self._smallest = self._smallest.least(need)
         self.used_at = now
 
     def wish(self) -> Wish:
         """What is asked for: what the last span used, and at least a few of the largest calls."""
-        wanted = [max(a, b, CALLS * c) for a, b, c in zip(self._used, self._used_before, self._largest, strict=True)]
-        return Wish(self, (wanted[0], wanted[1]), self._smallest, (self.pico, self.tokens))
+        few = Amount(*[CALLS * figure for figure in self._largest])
+        return Wish(self, self._used.most(self._used_before).most(few), self._smallest, self.free)
 
     def is_low(self) -> bool:
         """Less than half of it is left."""
-        return self.pico * 2 < self.size[0] or self.tokens * 2 < self.size[1]
+        a, b, c, d, e = self.free
+        size = self.size
+        return a * 2 < size[0] or b * 2 < size[1] or c * 2 < size[2] or d * 2 < size[3] or e * 2 < size[4]
 
-    def room(self) -> tuple[int, int]:
-        """How much more may be free."""
-        pico, tokens = map(min, self.size, self.asked_with) if self.is_filling else self.size
-        return max(0, pico - self.pico), max(0, tokens - self.tokens)
+    def freed(self, held: Amount, used: Amount) -> Amount:
+        """What of a hold that was not used may be free again."""
+        size = self.size.least(self.asked_with) if self.is_filling else self.size
+        room = size.minus(self.free)
+        a, b, c, d, e = held.minus(used)
+        return Amount(
+            min(a, room[0]) if a > 0 < room[0] else 0,
+            min(b, room[1]) if b > 0 < room[1] else 0,
+            min(c, room[2]) if c > 0 < room[2] else 0,
+            min(d, room[3]) if d > 0 < room[3] else 0,
+            min(e, room[4]) if e > 0 < room[4] else 0,
+        )
 
     def is_empty(self) -> bool:
         """Nothing is free."""
-        return not (self.pico or self.tokens)
+        return not any(self.free)
 
 
 class Wish(NamedTuple):
     """A block to be filled: how far, what its smallest call needs, and what was free when it was asked for."""
 
     block: Block
-    wanted: tuple[int, int]
-    smallest: tuple[int, int]
-    free: tuple[int, int]
+    wanted: Amount
+    smallest: Amount
+    free: Amount
 
 
 class Grant(NamedTuple):
     """What a block was given, and how much of it may be free."""
 
-    pico: int
-    tokens: int
-    size: tuple[int, int]
+    amount: Amount
+    size: Amount
 
 
-NOTHING = Grant(0, 0, (0, 0))
+NO_GRANT = Grant(NOTHING, NOTHING)
 
 
 class Share(NamedTuple):
     """What a hold took of a block; or, at its end, what no longer lies in the block's row."""
 
     block: Block
-    pico: int
-    tokens: int
+    amount: Amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +142,17 @@ class Chain:
     """The budgets of a chain of scopes, widest first."""
 
     blocks: tuple[Block, ...]
-    until_us: int
-    """Its windows hold until then."""
+    is_for_blocks: bool
+    """False where calls are held in the store one by one: time is limited, which is held as it passes, or nothing is
+    admitted at all."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """What was read of the store, and in which of its epochs."""
+    """What was read of the store, in which of its epochs and on which day."""
 
     epoch: int = -1
+    day: int = -1
     chains: dict[tuple[str, ...], Chain] = field(default_factory=dict)
 
 
@@ -166,19 +171,36 @@ class Blocks:
         self._keeper: asyncio.Task[None] | None = None
         self._seen = -1
         self._is_closing = False
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when limits may be others than they were."""
 
     # ── what limits a chain ──
 
     def chain(self, scopes: tuple[str, ...], now_us: int) -> Chain:
         """The budgets of a chain; a limit that another process changed holds within `store.FRESH_S` of its commit."""
-        known, epoch = self._known, self._store.epoch()
-        if epoch != known.epoch:
+        known, day = self._known, now_us // budgets.DAY_US
+        if self._store.epoch() != known.epoch:
+            self.follow()
+        if day != known.day:  # also where a clock was set back: no window of another day is used
             known.chains.clear()
-            known.epoch = epoch
+            known.day = day
         chain = known.chains.get(scopes)
-        if chain is None or now_us >= chain.until_us:
+        if chain is None:
             chain = known.chains[scopes] = self._look_up(scopes, now_us)
         return chain
+
+    def follow(self) -> None:
+        """Call `on_change` if limits may be others than at the last look; again at the next look where it fails."""
+        known, epoch = self._known, self._store.epoch()
+        if epoch == known.epoch:
+            return
+        known.chains.clear()
+        known.epoch = epoch  # before it: it looks chains up
+        try:
+            self.on_change()
+        except BaseException:
+            known.epoch = -1
+            raise
 
     def _look_up(self, scopes: tuple[str, ...], now_us: int) -> Chain:
         if len(self._known.chains) >= MOST_CHAINS:
@@ -195,69 +217,72 @@ class Blocks:
                 block = self._blocks.setdefault((scope, window), Block(scope, window, limit))
                 if block.limit != limit:  # what was taken under the old limit is not for use under the new one
                     self.give_back([block])
-                    block.limit, block.size = limit, (0, 0)
+                    block.limit, block.size = limit, NOTHING
                 found.append(block)
-        return Chain(tuple(found), budgets.next_day_us(now_us))
+        is_for_blocks = not any(block.limit.most.is_timed or block.limit.most.is_closed for block in found)
+        return Chain(tuple(found), is_for_blocks)
 
     # ── holding ──
 
-    def take(self, scopes: tuple[str, ...], chain: Chain, bound: Bound) -> tuple[Share, ...] | None:
-        """Take a bound from every block of a chain, or from none where one cannot carry it (None). Blocks that run low
-        are filled in the background."""
+    def take(self, scopes: tuple[str, ...], chain: Chain, amount: Amount) -> tuple[Share, ...] | None:
+        """Take an amount from every block of a chain, or from none where one cannot carry it (None). Blocks that run
+        low are filled in the background."""
+        if not chain.is_for_blocks:
+            return None
         now = time.monotonic()
-        shares = tuple(Share(block, *block.need(bound)) for block in chain.blocks)
-        for block, pico, tokens in shares:
-            if block.pico < pico or block.tokens < tokens:
+        shares = tuple([Share(block, block.limit.most.cut(amount)) for block in chain.blocks])
+        for block, need in shares:
+            if not need.fits(block.free):
                 return None
-        for block, pico, tokens in shares:
-            block.pico, block.tokens, block.holds = block.pico - pico, block.tokens - tokens, block.holds + 1
-            block.note((pico, tokens), now)
-        low = [block for block in chain.blocks if block.is_low()]
+        low = []
+        for block, need in shares:
+            block.free, block.holds = block.free.minus(need), block.holds + 1
+            block.note(need, now)
+            if block.is_low():
+                low.append(block)
         if low:
             self._fill(scopes, low, now)
         return shares
 
-    def ask_ahead(self, scopes: tuple[str, ...], chain: Chain, bound: Bound) -> None:
+    def ask_ahead(self, scopes: tuple[str, ...], chain: Chain, amount: Amount) -> None:
         """A hold had to be taken in the store: the next ones should not."""
+        if not chain.is_for_blocks:
+            return
         now = time.monotonic()
         short = []
         for block in chain.blocks:
-            need = block.need(bound)
+            need = block.limit.most.cut(amount)
             block.note(need, now)
-            if block.is_low() or block.pico < need[0] or block.tokens < need[1]:
+            if block.is_low() or not need.fits(block.free):
                 short.append(block)
         if not any(block.paused_until > now for block in chain.blocks):
             self._fill(scopes, short, now)
 
-    def end(self, shares: Sequence[Share], *, pico: int, tokens: int) -> list[Share]:
+    def end(self, shares: Sequence[Share], used: Amount) -> list[Share]:
         """A call that held these shares came to its end and used this much. What it did not use is free again at once,
         as far as its block is still in use; the rest of each share leaves the block, for `settle_in`."""
         now, ended = time.monotonic(), []
-        for block, held_pico, held_tokens in shares:
+        for block, held in shares:
             block.holds -= 1
-            room = (0, 0)
             if not self._is_closing and now < block.used_at + IDLE_S and now > block.paused_until:
-                room = block.room()
-            freed = (min(room[0], max(0, held_pico - pico)), min(room[1], max(0, held_tokens - tokens)))
-            block.pico, block.tokens = block.pico + freed[0], block.tokens + freed[1]
-            ended.append(Share(block, held_pico - freed[0], held_tokens - freed[1]))
+                freed = block.freed(held, used)
+                block.free, held = block.free.plus(freed), held.minus(freed)
+            ended.append(Share(block, held))
         return ended
 
     def put_back(self, shares: Sequence[Share]) -> None:
         """A call that held these shares was never made."""
-        ended = [share for share in self.end(shares, pico=0, tokens=0) if share.pico or share.tokens]
+        ended = [share for share in self.end(shares, NOTHING) if any(share.amount)]
         if ended:
             self._send(partial(self._take_back, freed=ended), partial(self._given_back, ended))
 
-    def settle_in(
-        self, tx: Transaction, ended: Sequence[Share], scopes: Sequence[str], *, pico: int, tokens: int
-    ) -> None:
+    def settle_in(self, tx: Transaction, ended: Sequence[Share], scopes: Sequence[str], used: Amount) -> None:
         """Book in the store what `end` said."""
         books = Books.of(tx)
-        for block, held_pico, held_tokens in ended:
-            books.unlease(self._owner, block.scope, block.window, pico=held_pico, tokens=held_tokens)
-            books.spend(block.scope, block.window, pico=pico, tokens=tokens)
-        books.spend_late(scopes, [(block.scope, block.window) for block, _, _ in ended], pico=pico, tokens=tokens)
+        for block, held in ended:
+            books.unlease(self._owner, block.scope, block.window, held)
+            books.spend(block.scope, block.window, used)
+        books.spend_late(scopes, [(block.scope, block.window) for block, _ in ended], used)
 
     # ── filling and giving back ──
 
@@ -273,58 +298,56 @@ class Blocks:
     def _grant(self, tx: Transaction, *, scopes: Sequence[str], wishes: Sequence[Wish]) -> list[Grant]:
         """Take what is wished from the budgets, as far as their limits and a switch of the chain allow."""
         if tripped_in(tx, scopes) is not None:
-            return [NOTHING] * len(wishes)
+            return [NO_GRANT] * len(wishes)
         asked = list(dict.fromkeys(wish.block.scope for wish in wishes))
         accounts = {(account.scope, account.window): account for account in self._limits.accounts(tx, asked)}
         grants, books = [], Books.of(tx)
+        is_known = self._limits.is_known(tx, asked)
         for block, wanted, smallest, free in wishes:
-            account = accounts.get((block.scope, block.window))
-            grant = NOTHING if account is None else _granted(account, wanted, smallest, free)
-            if grant.pico or grant.tokens:
-                books.lease(self._owner, block.scope, block.window, pico=grant.pico, tokens=grant.tokens)
+            account = accounts.get((block.scope, block.window)) if is_known else None
+            grant = NO_GRANT if account is None else _granted(account, wanted, smallest, free)
+            if any(grant.amount):
+                books.lease(self._owner, block.scope, block.window, grant.amount)
             grants.append(grant)
         return grants
 
     def _filled(self, wishes: Sequence[Wish], limits: Sequence[Limit], grants: Sequence[Grant] | None) -> None:
         now = time.monotonic()
-        for wish, limit, grant in zip(wishes, limits, grants or [NOTHING] * len(wishes), strict=True):
+        for wish, limit, grant in zip(wishes, limits, grants or [NO_GRANT] * len(wishes), strict=True):
             block = wish.block
             block.is_filling = False
-            block.pico, block.tokens = block.pico + grant.pico, block.tokens + grant.tokens
+            block.free = block.free.plus(grant.amount)
             if self._is_closing or block.limit != limit or block.paused_until > now:
                 self.give_back([block])
                 continue
             block.size = grant.size
-            if grant.size == (0, 0) and wish.smallest != (0, 0):
+            if not any(grant.size) and any(wish.smallest):
                 block.paused_until = now + PAUSE_S
-            over = Share(block, max(0, block.pico - grant.size[0]), max(0, block.tokens - grant.size[1]))
-            self._return([over])
+            self._return([Share(block, block.free.above(grant.size))])
 
     def give_back(self, blocks: Sequence[Block]) -> bool:
         """Give back all that is free; it is the store's when this work and what was submitted before it are done.
         True where there was something, or something is still on its way to us (it goes back when it arrives)."""
-        is_some = self._return([Share(block, block.pico, block.tokens) for block in blocks])
+        is_some = self._return([Share(block, block.free) for block in blocks])
         return is_some or any(block.is_filling for block in blocks)
 
     def _return(self, shares: Sequence[Share]) -> bool:
-        freed = [share for share in shares if share.pico or share.tokens]
-        for block, pico, tokens in freed:
-            block.pico, block.tokens = block.pico - pico, block.tokens - tokens
+        freed = [share for share in shares if any(share.amount)]
+        for block, amount in freed:
+            block.free = block.free.minus(amount)
         if freed:
             self._send(partial(self._take_back, freed=freed), partial(self._given_back, freed))
         return bool(freed)
 
     def _take_back(self, tx: Transaction, *, freed: Sequence[Share]) -> bool:
-        for block, pico, tokens in freed:
-            Books.of(tx).unlease(self._owner, block.scope, block.window, pico=pico, tokens=tokens)
+        for block, amount in freed:
+            Books.of(tx).unlease(self._owner, block.scope, block.window, amount)
         return True
 
     def _given_back(self, freed: Sequence[Share], is_done: bool | None) -> None:
-        for block, pico, tokens in (
-            freed if not is_done else ()
-        ):  # the store still says that it is ours: try again later
+        for block, amount in freed if not is_done else ():  # the store still says that it is ours: try again later
             block = self._blocks.setdefault((block.scope, block.window), block)
-            block.pico, block.tokens = block.pico + pico, block.tokens + tokens
+            block.free = block.free.plus(amount)
 
     def pause(self, accounts: Sequence[tuple[str, str]]) -> bool:
         """Somebody was refused on these windows: give back, and hold one by one for a while. As `give_back`."""
@@ -370,10 +393,12 @@ class Blocks:
         if version == self._seen:
             return
         asked = [(row["scope"], row["window"]) for row in self._store.all("wanted_leases", owner=self._owner)]
-        self._seen = version
-        if asked:
-            self.pause(asked)
-            self._send(partial(self._answer, asked=asked), lambda _: None)
+        self.pause(asked)
+        # What is on its way to a block goes back when it arrives: only then is the answer that nothing is free.
+        still = {key for key in asked if (block := self._blocks.get(key)) is not None and block.is_filling}
+        self._seen = -1 if still else version
+        if answered := [key for key in asked if key not in still]:
+            self._send(partial(self._answer, asked=answered), lambda _: None)
 
     def _answer(self, tx: Transaction, *, asked: Sequence[tuple[str, str]]) -> None:
         for scope, window in asked:
@@ -403,18 +428,12 @@ class Blocks:
         await self.give_all_back()
 
 
-def _granted(
-    account: budgets.Account, wanted: tuple[int, int], smallest: tuple[int, int], free: tuple[int, int]
-) -> Grant:
-    """What of a wish 1 % of the budget carries; nothing where either dimension carries no call."""
-    pico_left, tokens_left = account.left_pico(), account.left_tokens()
-    pico = budgets.block_size(
-        None if pico_left is None else pico_left + free[0], wanted=wanted[0], smallest=smallest[0]
-    )
-    tokens = budgets.block_size(
-        None if tokens_left is None else tokens_left + free[1], wanted=wanted[1], smallest=smallest[1]
-    )
-    if (pico == 0 and smallest[0]) or (tokens == 0 and smallest[1]):
-        return NOTHING
-    size = (pico or 0, tokens or 0)
-    return Grant(max(0, size[0] - free[0]), max(0, size[1] - free[1]), size)
+def _granted(account: budgets.Account, wanted: Amount, smallest: Amount, free: Amount) -> Grant:
+    """What of a wish 1 % of the budget carries; nothing where any dimension carries no call."""
+    size = []
+    for left, most, least, at_hand in zip(account.left(), wanted, smallest, free, strict=True):
+        part = budgets.block_size(None if left is None else left + at_hand, wanted=most, smallest=least)
+        if part == 0 and least:
+            return NO_GRANT
+        size.append(part or 0)
+    return Grant(Amount(*size).above(free), Amount(*size))

@@ -10,19 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
 from twolane.kernel import ledger
 from twolane.rules import budgets
+from twolane.rules.budgets import NOTHING, Amount
 from twolane.store import Row, Transaction, Value
 
 PERIODS = ("day", "month", "total")
 
 Window = tuple[str, str]
 """A scope and the window of its budget."""
-Money = tuple[int, int]
-"""Picounits and tokens."""
+_SPENT = tuple(f"spent_{name}" for name in Amount._fields)
+_HELD = tuple(f"held_{name}" for name in Amount._fields)
+
+
+class State(NamedTuple):
+    """What a window came to."""
+
+    spent: Amount
+    held: Amount
+
+
+def amount_of(row: Row, names: Sequence[str] = Amount._fields) -> Amount:
+    """The figures of a row."""
+    return Amount(*[row[name] for name in names])
+
+
+def state_of(row: Row) -> State:
+    """The same of a row of `spending`."""
+    return State(amount_of(row, _SPENT), amount_of(row, _HELD))
 
 
 class Books:
@@ -30,14 +49,15 @@ class Books:
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
-        self._read: dict[Window, tuple[int, ...]] = {}
-        self._change: dict[Window, tuple[int, int, int, int]] = {}
+        self._read: dict[Window, State] = {}
+        self._spent: dict[Window, list[int]] = {}
+        self._held: dict[Window, list[int]] = {}
         self._leases: dict[tuple[str, str, str], _Lease] = {}
-        self._begun: dict[str, Mapping[str, Value]] = {}
+        self._begun: dict[str, dict[str, Value]] = {}
         """Holds of this group, by step, that have no row yet."""
-        self._ended: dict[str, tuple[Sequence[Window], Money]] = {}
+        self._ended: dict[str, tuple[Sequence[Window], Amount]] = {}
         """Holds of earlier groups that this one ended, whose rows are still there."""
-        self._late: dict[str, dict[tuple[int, ...], Money]] = {}
+        self._late: dict[str, dict[tuple[int, ...], Amount]] = {}
         """By scope, and by the lengths of the windows in which a step held something: what it spent in all others."""
 
     @classmethod
@@ -51,40 +71,41 @@ class Books:
 
     # ── windows ──
 
-    def spending(self, scope: str, window: str) -> tuple[int, ...] | None:
-        """Picounits spent and held, tokens spent and held; None where the window was not opened yet."""
+    def spending(self, scope: str, window: str) -> State | None:
+        """What is spent and held; None where the window was not opened yet."""
         if any(len(window) not in lengths for lengths in self._late.get(scope, ())):
             self.come_to_terms()
         key = (scope, window)
-        if key not in self._read:
+        state = self._read.get(key)
+        if state is None:
             row = self._tx.one("spending", scope=scope, window=window)
             if row is None:
                 return None
-            self._read[key] = (row["spent_pico"], row["held_pico"], row["spent_tokens"], row["held_tokens"])
-        changed = self._change.get(key)
-        read = self._read[key]
-        return read if changed is None else tuple(a + b for a, b in zip(read, changed, strict=True))
+            state = self._read[key] = state_of(row)
+        spent, held = self._spent.get(key), self._held.get(key)
+        if spent is None and held is None:
+            return state
+        return State(
+            state.spent if spent is None else state.spent.plus(Amount(*spent)),
+            state.held if held is None else state.held.plus(Amount(*held)),
+        )
 
-    def hold(self, scope: str, window: str, *, pico: int, tokens: int) -> None:
-        """Hold more; less where negative."""
-        self._add((scope, window), 0, pico, 0, tokens)
+    def hold(self, scope: str, window: str, amount: Amount) -> None:
+        """Hold more."""
+        _add(self._held, (scope, window), amount)
 
-    def spend(self, scope: str, window: str, *, pico: int, tokens: int) -> None:
+    def let_go(self, scope: str, window: str, amount: Amount) -> None:
+        """Hold less."""
+        a, b, c, d, e = amount
+        _add(self._held, (scope, window), (-a, -b, -c, -d, -e))
+
+    def spend(self, scope: str, window: str, amount: Amount) -> None:
         """Count as spent."""
-        self._add((scope, window), pico, 0, tokens, 0)
+        _add(self._spent, (scope, window), amount)
 
-    def _add(self, key: Window, spent_pico: int, held_pico: int, spent_tokens: int, held_tokens: int) -> None:
-        before = self._change.get(key)
-        if before is not None:
-            a, b, c, d = before
-            spent_pico, held_pico, spent_tokens, held_tokens = (
-                a + spent_pico, b + held_pico, c + spent_tokens, d + held_tokens,
-            )  # fmt: skip
-        self._change[key] = (spent_pico, held_pico, spent_tokens, held_tokens)
-
-    def spend_late(self, scopes: Sequence[str], held: Iterable[Window], *, pico: int, tokens: int) -> None:
+    def spend_late(self, scopes: Sequence[str], held: Iterable[Window], amount: Amount) -> None:
         """Charge the current windows of the chain in which a step holds nothing. A window's length tells its period."""
-        if not pico and not tokens:
+        if not any(amount):
             return
         lengths: dict[str, tuple[int, ...]] = {}
         for scope, window in held:
@@ -93,7 +114,7 @@ class Books:
             sums = self._late.setdefault(scope, {})
             known = lengths.get(scope, ())
             before = sums.get(known)
-            sums[known] = (pico, tokens) if before is None else (before[0] + pico, before[1] + tokens)
+            sums[known] = amount if before is None else before.plus(amount)
 
     def come_to_terms(self) -> None:
         """Charge what was spent late so far; whoever opens a window calls it first."""
@@ -103,9 +124,9 @@ class Books:
         known = self.current(list(late))
         for scope, sums in late.items():
             for window in known[scope]:
-                for lengths, (pico, tokens) in sums.items():
+                for lengths, amount in sums.items():
                     if len(window) not in lengths:
-                        self.spend(scope, window, pico=pico, tokens=tokens)
+                        self.spend(scope, window, amount)
 
     def current(self, scopes: Sequence[str]) -> dict[str, list[str]]:
         """The opened windows of these scopes that hold today; each scope is looked up once in a group."""
@@ -126,27 +147,65 @@ class Books:
 
     # ── holds ──
 
-    def begin_hold(self, step: str, windows: Sequence[Window], held: Money, *, owner: str, entry: str) -> None:
-        """Hold this much in each of these windows, with a row under the step's id. `entry` is the JSON of what the
-        ledger will say if `owner` dies before the hold ends."""
+    def begin_hold(
+        self, step: str, windows: Sequence[Window], amount: Amount, *, owner: str, scopes: Sequence[str], entry: str
+    ) -> None:
+        """Hold this much in each of these windows, with a row under the step's id. `scopes` is its whole chain, `entry`
+        the JSON of what the ledger will say if `owner` dies before the hold ends."""
         for scope, window in windows:
-            self.hold(scope, window, pico=held[0], tokens=held[1])
+            self.hold(scope, window, amount)
         self._begun[step] = {
             "step": step,
             "owner": owner,
-            "pico": held[0],
-            "tokens": held[1],
+            **amount._asdict(),
             "windows": orjson.dumps(windows).decode(),
+            "scopes": orjson.dumps(scopes).decode(),
             "entry": entry,
         }
 
-    def end_hold(self, step: str, windows: Sequence[Window], held: Money) -> None:
-        """End a hold by what its holder knows of it. Where its row turns out to be gone, since another process took the
-        holder for dead and settled it, what it held is not let go a second time."""
+    def windows_of(self, step: str) -> list[Window]:
+        """Where a hold lies; nowhere once its row is gone."""
+        row: Row | None = self._begun.get(step) or self._tx.one("reservation", step=step)
+        return [] if row is None else _windows(row)
+
+    def hold_more(self, step: str, amount: Amount, windows: Sequence[Window] = ()) -> None:
+        """A hold that has a row gets more of what it holds, in all its windows; or as much as it holds in further
+        `windows` of budgets that were set meanwhile."""
+        begun = self._begun.get(step)
+        row = self._tx.one("reservation", step=step) if begun is None else begun
+        if row is None:
+            return
+        known, held = _windows(row), amount_of(row)
+        for scope, window in known:
+            self.hold(scope, window, amount)
         for scope, window in windows:
-            self.hold(scope, window, pico=-held[0], tokens=-held[1])
-        if self._begun.pop(step, None) is None:
-            self._ended[step] = (windows, held)
+            self.hold(scope, window, held.plus(amount))
+        changed: dict[str, Value] = held.plus(amount)._asdict()
+        changed["windows"] = orjson.dumps([*known, *windows]).decode()
+        if begun is not None:
+            begun.update(changed)
+        else:
+            self._tx.run("change_reservation", step=step, **changed)
+
+    def take_up(self, scope: str, window: str) -> None:
+        """A budget was set: calls in flight under its scope hold in its window too what they hold elsewhere."""
+        self._settle_holds()
+        for row in self._tx.all("reservations"):
+            windows = _windows(row)
+            if scope in orjson.loads(row["scopes"]) and (scope, window) not in windows:
+                self.hold_more(row["step"], NOTHING, [(scope, window)])
+
+    def end_hold(self, step: str, windows: Sequence[Window], amount: Amount) -> None:
+        """End a hold by what its holder knows of it. Where its row turns out to be another (it got more, or a budget
+        was set meanwhile), or gone since another process took the holder for dead and settled it, no more is let go
+        than it held."""
+        begun = self._begun.pop(step, None)
+        if begun is not None:
+            self._let_go_all(begun)
+            return
+        self._ended[step] = (windows, amount)
+        for scope, window in windows:
+            self.let_go(scope, window, amount)
 
     def end_unknown_hold(self, step: str) -> list[Window]:
         """End a hold that only the store knows of, if there is one. Gives the windows it lay in."""
@@ -155,67 +214,126 @@ class Books:
             row = next(iter(self._tx.all("end_reservations", steps=orjson.dumps([step]).decode())), None)
         if row is None:
             return []
-        windows = [(scope, window) for scope, window in orjson.loads(row["windows"])]
+        return self._let_go_all(row)
+
+    def settle(
+        self, step: str, scopes: Sequence[str], spent: Amount, *, held: tuple[Sequence[Window], Amount] | None = None
+    ) -> None:
+        """End the hold of `step`, where one was taken, with what was spent. Whoever took it says what was `held`.
+
+        A budget that was set, or got another period, while the step ran may hold nothing for it; what the step spent
+        counts there all the same.
+        """
+        if held is None:
+            windows: Sequence[Window] = self.end_unknown_hold(step)
+        else:
+            windows = held[0]
+            self.end_hold(step, *held)
         for scope, window in windows:
-            self.hold(scope, window, pico=-row["pico"], tokens=-row["tokens"])
+            self.spend(scope, window, spent)
+        self.spend_late(scopes, windows, spent)
+
+    def _let_go_all(self, row: Row) -> list[Window]:
+        windows, amount = _windows(row), amount_of(row)
+        for scope, window in windows:
+            self.let_go(scope, window, amount)
         return windows
 
-    def _end_holds(self) -> None:
-        steps = orjson.dumps(list(self._ended)).decode()
-        there = {row["step"] for row in self._tx.all("end_reservations", steps=steps)}
-        for step, (windows, held) in self._ended.items() if len(there) < len(self._ended) else ():
-            if step not in there:
+    def _settle_holds(self) -> None:
+        if self._ended:
+            steps = orjson.dumps(list(self._ended)).decode()
+            there = {row["step"]: row for row in self._tx.all("end_reservations", steps=steps)}
+            for step, (windows, amount) in self._ended.items():
+                row = there.get(step)
+                if row is not None and amount_of(row) == amount and _windows(row) == list(windows):
+                    continue  # as its holder knew it
                 for scope, window in windows:
-                    self.hold(scope, window, pico=held[0], tokens=held[1])
+                    self.hold(scope, window, amount)
+                if row is not None:
+                    self._let_go_all(row)
+            self._ended.clear()
+        if self._begun:
+            self._tx.run_many("add_reservation", list(self._begun.values()))
+            self._begun.clear()
 
     # ── leases ──
 
-    def lease(self, owner: str, scope: str, window: str, *, pico: int, tokens: int) -> None:
+    def lease(self, owner: str, scope: str, window: str, amount: Amount) -> None:
         """Hold more, in the hands of a process."""
         lease = self._lease(owner, scope, window)
-        lease.pico, lease.tokens = lease.pico + pico, lease.tokens + tokens
-        self.hold(scope, window, pico=pico, tokens=tokens)
+        lease.amount = lease.amount.plus(amount)
+        self.hold(scope, window, amount)
 
-    def unlease(self, owner: str, scope: str, window: str, *, pico: int, tokens: int) -> None:
+    def unlease(self, owner: str, scope: str, window: str, amount: Amount) -> None:
         """Hold that much less. Never more than is there: a process that was taken for dead finds its blocks settled,
         and what it still has to record must not fail for it."""
         lease = self._lease(owner, scope, window)
-        self.lease(owner, scope, window, pico=-min(pico, lease.pico), tokens=-min(tokens, lease.tokens))
+        if not amount.fits(lease.amount):
+            amount = amount.least(lease.amount)
+        lease.amount = lease.amount.minus(amount)
+        self.let_go(scope, window, amount)
+
+    def leased(self, scope: str, window: str) -> Amount:
+        """What lies in blocks of a window, in every process."""
+        self.write_leases()
+        row = self._tx.one("leased", scope=scope, window=window)
+        assert row is not None  # a sum always has one
+        return amount_of(row)
 
     def _lease(self, owner: str, scope: str, window: str) -> _Lease:
         key = (owner, scope, window)
         found = self._leases.get(key)
         if found is None:
             row = self._tx.one("lease", owner=owner, scope=scope, window=window)
-            found = _Lease(row["pico"], row["tokens"], is_kept=True) if row else _Lease(0, 0, is_kept=False)
+            found = _Lease(amount_of(row), is_kept=True) if row else _Lease(NOTHING, is_kept=False)
             self._leases[key] = found
         return found
+
+    def write_leases(self) -> None:
+        """Write what was leased and given back so far; whoever reads the rows of blocks inside a group calls it
+        first."""
+        for (owner, scope, window), lease in self._leases.items():
+            name: dict[str, Value] = {"owner": owner, "scope": scope, "window": window}
+            if any(lease.amount):
+                figures = lease.amount._asdict()
+                self._tx.run("set_lease" if lease.is_kept else "add_lease", **figures, **name)
+            elif lease.is_kept:
+                self._tx.run("end_lease", **name)
+        self._leases.clear()
 
     # ── the end of the group ──
 
     def _write(self) -> None:
-        if self._ended:
-            self._end_holds()
-        if self._begun:
-            self._tx.run_many("add_reservation", list(self._begun.values()))
+        self._settle_holds()
         self.come_to_terms()
-        names = ("spent_pico", "held_pico", "spent_tokens", "held_tokens")
-        for (scope, window), change in self._change.items():
-            if any(change):
-                self._tx.run("change_spending", scope=scope, window=window, **dict(zip(names, change, strict=True)))
-        for (owner, scope, window), lease in self._leases.items():
-            name: dict[str, Value] = {"owner": owner, "scope": scope, "window": window}
-            if lease.pico or lease.tokens:
-                self._tx.run(
-                    "set_lease" if lease.is_kept else "add_lease", pico=lease.pico, tokens=lease.tokens, **name
-                )
-            elif lease.is_kept:
-                self._tx.run("end_lease", **name)
+        for key in self._spent.keys() | self._held.keys():
+            spent, held = self._spent.get(key, NOTHING), self._held.get(key, NOTHING)
+            if any(spent) or any(held):
+                figures = dict(zip(_SPENT + _HELD, (*spent, *held), strict=True))
+                self._tx.run("change_spending", scope=key[0], window=key[1], **figures)
+        self.write_leases()
 
 
 @dataclass
 class _Lease:
-    pico: int
-    tokens: int
+    amount: Amount
     is_kept: bool
     """There is a row of it."""
+
+
+def _windows(row: Mapping[str, Value] | Row) -> list[Window]:
+    return [(scope, window) for scope, window in orjson.loads(str(row["windows"]))]
+
+
+def _add(sums: dict[Window, list[int]], key: Window, amount: tuple[int, int, int, int, int]) -> None:
+    """In place: several times a step, a new tuple for each was most of the time."""
+    kept = sums.get(key)
+    if kept is None:
+        sums[key] = [*amount]
+        return
+    a, b, c, d, e = amount
+    kept[0] += a
+    kept[1] += b
+    kept[2] += c
+    kept[3] += d
+    kept[4] += e

@@ -17,7 +17,7 @@ from twolane.domain.records import Kind, ModelCall, Usage
 from twolane.errors import UpstreamError
 from twolane.kernel.meter import Meter
 from twolane.models import ModelStream
-from twolane.rules import pricing
+from twolane.rules import reading
 
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 """The largest answer that is kept. 2,048 vectors of 1,536 numbers are 40 to 65 MB in digits and 17 MB in base64."""
@@ -93,14 +93,14 @@ class DocumentMeter(Meter):
         if not isinstance(told, dict):
             return None
         read = told.get("prompt_tokens", told.get("total_tokens"))
-        return usage_of({"usage": {**told, "prompt_tokens": read, "completion_tokens": 0}})
+        return usage_of({"usage": {**told, "prompt_tokens": read, "completion_tokens": 0, "total_tokens": 0}})
 
     def output_bytes(self) -> int:
         """Vectors are no tokens."""
         return 0
 
     def _data(self, fields: dict[str, object]) -> list[dict[str, object]]:
-        data, wanted = fields.get("data"), pricing.inputs(self.call)
+        data, wanted = fields.get("data"), reading.inputs(self.call)
         if not isinstance(data, list):
             raise self._error("its answer holds no embeddings: there is no list 'data'")
         if len(data) != wanted:

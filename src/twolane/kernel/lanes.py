@@ -167,27 +167,53 @@ class Gate(Borrower):
 
     def _serve(self, slots: Slots, now: float) -> float:
         """Serve one line; the instant at which its head can go, `inf` where a release or nobody is waited for."""
-        while slots.queue:
-            head = slots.queue.peek()
-            claim = head.claim
-            if head.turn.done():  # it was cancelled, and its task has not run since
-                slots.leave(head)
+        wake_at = math.inf
+        while slots.ahead or self._head(slots) is not None:
+            first = next(iter(slots.ahead), None)
+            if first is not None and first.has_left_line():
+                del slots.ahead[first]
                 continue
+            claim = slots.queue.peek().claim if first is None else first.claim
             is_borrowed = self._place(slots)
             if is_borrowed is None or self.breaker.state is State.HALF_OPEN:
-                return math.inf
+                break
             wait = max(self._closed_until - now, self.breaker.wait(now), slots.rate_wait(claim.tokens, now))
             if wait > 0:
                 if slots.tokens is not None:
                     slots.tokens.save(claim.tokens)
-                return now + wait
+                wake_at = now + wait
+                break
+            if first is not None:
+                self._seat(first, now, is_borrowed=is_borrowed)
+            else:
+                waiter = slots.pop()
+                waiter.turn.set_result(self._let_in(slots, claim, now, waiter.began, is_borrowed=is_borrowed))
+        while slots.may_go_ahead() and self._head(slots) is not None:
             waiter = slots.pop()
-            waiter.turn.set_result(self._let_in(slots, claim, now, waiter.began, is_borrowed=is_borrowed))
-        return math.inf
+            permit = Permit(self, slots, waiter.claim, waiter.began, 0.0, turn=waiter.turn.get_loop().create_future())
+            slots.ahead[permit] = None
+            waiter.turn.set_result(permit)
+        return wake_at
+
+    def _head(self, slots: Slots) -> Waiter | None:
+        """Whose turn it is in the line."""
+        while slots.queue:
+            head = slots.queue.peek()
+            if not head.turn.done():
+                return head
+            slots.leave(head)  # it was cancelled, and its task has not run since
+        return None
+
+    def _seat(self, permit: Permit, now: float, *, is_borrowed: bool) -> None:
+        """One that was let in ahead gets its slot."""
+        assert permit.turn is not None
+        del permit.slots.ahead[permit]
+        self._begin(permit, now, permit.began, is_borrowed=is_borrowed)
+        permit.turn.set_result(None)
 
     def _free(self, slots: Slots, claim: Claim, now: float) -> bool | None:
         """Where a call could go at once; see `_place`."""
-        if slots.queue or now < self._closed_until or not self.breaker.admits(now):
+        if slots.queue or slots.ahead or now < self._closed_until or not self.breaker.admits(now):
             return None
         is_borrowed = self._place(slots)
         return None if is_borrowed is None or slots.rate_wait(claim.tokens, now) > 0 else is_borrowed
@@ -206,14 +232,22 @@ class Gate(Borrower):
         return True if may_borrow else None
 
     def _let_in(self, slots: Slots, claim: Claim, now: float, since: float, *, is_borrowed: bool) -> Permit:
-        permit = Permit(self, slots, claim, now, now - since, is_borrowed, self.breaker.begin())
+        permit = Permit(self, slots, claim, now, 0.0)
+        self._begin(permit, now, since, is_borrowed=is_borrowed)
+        return permit
+
+    def _begin(self, permit: Permit, now: float, since: float, *, is_borrowed: bool) -> None:
+        slots = permit.slots
+        permit.began, permit.waited_s = now, now - since
+        permit.is_borrowed, permit.is_probe = is_borrowed, self.breaker.begin()
         slots.busy += 1
         slots.out[permit] = None
-        slots.take_rate(claim.tokens, now)
+        slots.take_rate(permit.claim.tokens, now)
         if is_borrowed:
             slots.borrowed += 1
             self._online.lent += 1
-        return permit
+        elif self.limits.lend and slots is self._online:
+            slots.note_demand(now)
 
     def _leave(self, slots: Slots, waiter: Waiter) -> None:
         turn = waiter.turn
@@ -246,7 +280,7 @@ class Gate(Borrower):
         if slots is not self._online or not self.limits.lend:
             return 0
         is_full = self._batch.occupied() >= self._batch.count > 0
-        return min(self.limits.lend, slots.lent + (len(self._batch.queue) if is_full else 0))
+        return min(self.limits.lend, slots.lent + (self._batch.waiting() if is_full else 0))
 
     def changed(self) -> None:
         """Slots came from, or went to, other processes."""
@@ -326,6 +360,11 @@ class Gate(Borrower):
     def released(self, permit: Permit, tokens: int | None, *, has_left: bool) -> None:
         """See `Permit.release`."""
         slots, now = permit.slots, self._clock()
+        if permit not in slots.out:  # it left before it had its slot
+            slots.ahead.pop(permit, None)
+            self._ask(slots)
+            self.serve(now)
+            return
         slots.busy -= 1
         del slots.out[permit]
         if permit.is_borrowed:
@@ -344,7 +383,7 @@ class Gate(Borrower):
         elif permit.is_probe and not permit.has_failed:
             self.breaker.left()
         self._ask(slots)  # before anybody is served: another process may be owed this slot
-        if self._online.queue or self._batch.queue:
+        if self._online.queue or self._batch.waiting():
             self.serve(now)
 
     def _give_back(self) -> None:
@@ -378,10 +417,13 @@ class Gate(Borrower):
         for slots in self.slots.values():
             if slots is self._batch and self.breaker.pauses <= PROBES:
                 continue
+            waiting: list[Permit | Waiter] = list(slots.ahead)
+            slots.ahead.clear()
             while slots.queue:
-                waiter = slots.pop()
-                if not waiter.turn.done():
-                    waiter.turn.set_exception(self._down(waiter.claim, now, now - waiter.began))
+                waiting.append(slots.pop())
+            for each in waiting:
+                if each.turn is not None and not each.turn.done():
+                    each.turn.set_exception(self._down(each.claim, now, now - each.began))
 
     def allowances(self, lane: Lane) -> Sequence[rates.Told]:
         """See `Lanes.allowances`."""
@@ -430,7 +472,7 @@ class Gate(Borrower):
                 busy=slots.busy,
                 borrowed=slots.borrowed,
                 lent=slots.lent,
-                waiting=len(slots.queue),
+                waiting=slots.waiting(),
                 limit=self.pace.allowed(slots.count),
                 calls_left=slots.calls.level(now) if slots.calls else None,
                 tokens_left=slots.tokens.level(now) if slots.tokens else None,

@@ -22,7 +22,7 @@ from twolane.kernel.slots import Slots
 from twolane.rules import lanes
 from twolane.rules.lanes import Member
 from twolane.rules.rates import WINDOW_S
-from twolane.store import AWAY_S, Row, Store, Transaction
+from twolane.store import AWAY_S, Row, Store, Transaction, unwaited
 
 POLL_S = 0.02
 """How often a process that holds or wants slots looks whether others changed theirs; a look costs microseconds."""
@@ -69,8 +69,9 @@ class Lease:
     """The other members at the last look."""
 
     def demand(self) -> int:
-        """How many slots its own calls could use."""
-        return max(self.least, self.slots.demand())
+        """How many slots its own calls could use; of a lane that lends, also what they may soon."""
+        kept = self.slots.kept(time.monotonic()) if self.lend else 0
+        return max(self.least, self.slots.demand(), kept)
 
     def idle(self) -> int:
         """Held and not in use."""
@@ -140,7 +141,7 @@ class Leases:
                 if tx.run("drop_member", upstream=upstream, lane=lane, owner=owner):
                     tx.run("set_lane_left", upstream=upstream, lane=lane, at_us=at_us)
 
-        self._store.submit(work).add_done_callback(_notice)
+        self._store.submit(work).add_done_callback(unwaited)
 
     # ── writing ──
 
@@ -283,9 +284,3 @@ class _Change:
 
 def _member(row: Row) -> Member:
     return Member(row["owner"], row["holds"], row["wants"], row["loan"], row["turn"])
-
-
-def _notice(done: asyncio.Future[None]) -> None:
-    """Mark the future's error as seen: a row that stays behind is swept with its dead owner."""
-    if not done.cancelled():
-        done.exception()

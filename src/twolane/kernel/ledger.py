@@ -15,6 +15,8 @@ import orjson
 
 from twolane.domain.canonical import leaf_bytes
 from twolane.errors import LedgerBroken, StoreError
+from twolane.kernel import rollups
+from twolane.rules import budgets
 from twolane.rules.merkle import CompactRange, leaf_hash
 from twolane.store import Row, Store, Transaction
 
@@ -131,7 +133,7 @@ class Verdict:
 
 
 def verify(store: Store) -> Verdict:
-    """Recompute everything from the leaves alone: hashes, positions, chains, the root, and the runs' totals.
+    """Recompute everything from the leaves alone: hashes, positions, chains, the root, and the totals of runs and days.
 
     The root is compared with the one the store kept. Until checkpoints are signed and witnessed, someone who can write
     every table can forge all of them together; changing entries alone is found.
@@ -172,6 +174,8 @@ class _Check:
         self.tree = CompactRange()
         self.chains: dict[str, _Link] = {}
         self.totals: dict[str, list[int]] = {}
+        self.days: dict[tuple[object, ...], list[int]] = {}
+        """Calls and picounits by day, counted from 1970, and by what names a step."""
         self.first_bad: int | None = None
         self.problem = ""
 
@@ -203,12 +207,24 @@ class _Check:
             if (fields.get("seq"), fields.get("prev")) != (link.seq, link.prev):
                 return f"the chain of run {run} is broken here"
             link.seq, link.prev = link.seq + 1, digest.hex()
-            if fields.get("kind") == "step":
-                total = self.totals.setdefault(run, [0, 0])
-                total[0] += fields.get("status") not in ("reused", "unreached")
-                total[1] += cost
+        if fields.get("kind") == "step":
+            self._count(fields, cost)
         self.tree.push(digest)
         return ""
+
+    def _count(self, fields: Mapping[str, object], cost: int) -> None:
+        get, at_us, run = fields.get, fields.get("at_us"), fields.get("run")
+        has_left = get("status") not in ("reused", "unreached")
+        day = at_us // budgets.DAY_US if isinstance(at_us, int) and 0 <= at_us < 2**53 else 0
+        name = (day, *[str(get(part) or "") for part in rollups.NAMED_BY])
+        _add(self.days.setdefault(name, [0, 0]), has_left, cost)
+        if isinstance(run, str):
+            _add(self.totals.setdefault(run, [0, 0]), has_left, cost)
+
+
+def _add(total: list[int], has_left: bool, cost: int) -> None:
+    total[0] += has_left
+    total[1] += cost
 
 
 def _compare(store: Store, state: _Check) -> str:
@@ -224,7 +240,33 @@ def _compare(store: Store, state: _Check) -> str:
         return "the runs' chain heads are not those of the entries"
     totals = {row["run"]: [row["calls"], row["cost_pico"]] for row in store.all("all_run_totals")}
     for run in state.totals.keys() | totals.keys():
-        told, counted = totals.get(run), state.totals.get(run)
+        told, counted = totals.get(run, [0, 0]), state.totals.get(run, [0, 0])  # items may end without a call
         if told != counted:
             return f"run {run}: its totals {told} are not those of its entries {counted} (calls, picounits)"
+    return _compare_days(store, state)
+
+
+def _compare_days(store: Store, state: _Check) -> str:
+    """Each day's totals, and what was charged for on it, must be those of its entries."""
+    kept = {
+        tuple(str(row[name]) for name in ("day", *rollups.NAMED_BY)): [row["calls"], row["cost_pico"]]
+        for row in store.all("all_day_totals")
+    }
+    charged = {str(row["day"]): row["cost_pico"] for row in store.all("charged_by_day")}
+    counted: dict[tuple[str, ...], list[int]] = {}
+    costs: dict[str, int] = {}
+    for (number, *name), total in state.days.items():
+        assert isinstance(number, int)
+        day = budgets.window("day", number * budgets.DAY_US)
+        counted[day, *map(str, name)] = total
+        costs[day] = costs.get(day, 0) + total[1]
+    for key in kept.keys() | counted.keys():  # a row may be there for items alone
+        told, found = kept.get(key, [0, 0]), counted.get(key, [0, 0])
+        if told != found:
+            named = " ".join(filter(None, key))
+            return f"day {named}: its totals {told} are not those of its entries {found} (calls, picounits)"
+    for day in charged.keys() | costs.keys():
+        if charged.get(day, 0) != costs.get(day, 0):
+            told, paid = charged.get(day, 0), costs.get(day, 0)
+            return f"day {day}: its charges come to {told} picounits, but its entries to {paid}"
     return ""

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from twolane.domain.canonical import commitment
 from twolane.domain.completion import EventError, EventReader, end_of, parse_event, usage_of
 from twolane.domain.records import ModelCall, Usage
 from twolane.errors import UpstreamError
+from twolane.kernel.guards import StreamWatch
 from twolane.models import ModelStream
 
-TAIL_BYTES = 4_096
-"""How much of a stream's end is kept to find its usage in."""
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+TAIL_BYTES = 32_768
+"""How much of a stream's end is kept to find its usage in: some servers put pages of sources into the same event."""
 
 
+_WORDS = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"\s*:\s*"[^"]')
 _SLICE = 2_047
 """Longer pieces are hashed with the interpreter's lock let go, and getting it back from the writer takes longer than
 the hashing."""
@@ -35,14 +43,19 @@ class Meter:
     is_intended: bool = False
     has_left: bool = False
     text_bytes: int | None = None
+    span: Span | None = None
+    """Of a call that left, where somebody traces."""
     told: Usage | None = None
     """The usage, where the stream was read by somebody who has found it already."""
     _began: float = field(default_factory=time.monotonic)
+    _stopped: float | None = None
     _last: deque[bytes] = field(default_factory=deque)
     """The newest blocks, `TAIL_BYTES` or a little more, joined when asked for: copying at every block was slow."""
     _last_bytes: int = 0
     _edge: bytes = b""
     _is_done: bool = False
+    _watch: StreamWatch | None = None
+    _look_at: float = math.inf
     _events: int = 0
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
@@ -78,6 +91,24 @@ class Meter:
         if self.ttft_us is None and _has_answered(self.peeked):
             self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
 
+        if self._events >= self._look_at:
+            self._look()
+
+    def watched_by(self, watch: StreamWatch) -> None:
+        """Let a guard look into it now and then."""
+        self._watch, self._look_at = watch, watch.look_at
+
+    def _look(self) -> None:
+        """Raises Runaway where it leads nowhere."""
+        assert self._watch is not None
+        self._watch.look(self._events, self._tail())
+        self._look_at = self._watch.look_at
+
+    def settled(self, pico: int | None, *, is_whole: bool) -> None:
+        """What it came to, for the guard: an event is about a token."""
+        if self._watch is not None:
+            self._watch.settled(pico, self._events, is_whole=is_whole)
+
     def has_first_token(self) -> bool:
         """True once the first event is whole."""
         return self.ttft_us is not None
@@ -89,9 +120,15 @@ class Meter:
     def _tail(self) -> bytes:
         return b"".join(self._last)
 
+    def stop(self) -> None:
+        """The call was cut off now, however long its reader takes to hear of it."""
+        self._stopped = time.monotonic()
+
     def total_us(self) -> int:
-        """Microseconds since the call left."""
-        return int((time.monotonic() - self._began) * 1_000_000)
+        """Microseconds since the call left; 0 where it never did."""
+        if not self.has_left:
+            return 0
+        return int(((self._stopped or time.monotonic()) - self._began) * 1_000_000)
 
     def usage(self) -> Usage | None:
         """What the upstream reported at the end; None where it did not. Only events that may report it are read: most
@@ -120,8 +157,13 @@ class Meter:
         return isinstance(error, UpstreamError) and (error.is_gone or error.http_status is not None)
 
     def output_bytes(self) -> int:
-        """A measure of what was generated where no usage came: the text's bytes, else four a chunk."""
-        return self.text_bytes if self.text_bytes is not None else 4 * max(0, self._events - 1)
+        """A measure of what was generated where no usage came: the text's bytes, else four a chunk. A first chunk that
+        says no more than whose turn it is counts for nothing."""
+        if self.text_bytes is not None:
+            return self.text_bytes
+        begun = b"".join(self.peeked)
+        is_silent = b'"role"' in begun and _WORDS.search(begun) is None
+        return 4 * max(0, self._events - is_silent)
 
     def output_digest(self, salt: bytes) -> str | None:
         """A commitment to the bytes that passed; None where none did."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import orjson
 
 from twolane.domain.canonical import commitment
 from twolane.domain.money import Money
-from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Route, Subject
+from twolane.domain.records import Energy, Kind, Lane, ModelCall, Origin, Price, Route, Subject
 from twolane.errors import BadRequest, BudgetExceeded
 from twolane.kernel import ledger
 from twolane.models import Model
-from twolane.rules import pricing
+from twolane.rules import pricing, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,25 @@ class Upstream:
     retries: int
     first_token_s: float
     idle_s: float
+    total_s: float
     context_tokens: int
     output_tokens: int
+    slots: int
+    """Of both lanes."""
+    accelerators: int = 0
+    """What they share."""
+    energy: Energy | None = None
+    count: Callable[[str], int] | None = None
+    """Tokens of a text by the tokenizer of the model's family; None where only bytes bound them."""
+    price_id: str | None = None
+    unpriced_because: str = ""
+    kind: str = ""
+    """The dialect, or which built-in model."""
+
+    @property
+    def scope(self) -> str:
+        """What a budget of all calls that it answers hangs on."""
+        return f"upstream:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +103,8 @@ def sized(call: ModelCall, upstream: Upstream) -> ModelCall:
     """
     if call.kind is Kind.EMBEDDINGS:  # nothing is written, and the context holds for each input, not for all of them
         return dataclasses.replace(call, model=upstream.model_name, max_tokens=0)
-    measured = pricing.measure(call)
-    size = pricing.read_bound(measured)
+    measured = reading.measure(call)
+    size = reading.read_bound(measured)
     if size // 6 > upstream.context_tokens:
         raise BadRequest(
             f"the input of {size:,} bytes does not fit into the {upstream.context_tokens:,} tokens of upstream "
@@ -95,6 +112,8 @@ def sized(call: ModelCall, upstream: Upstream) -> ModelCall:
         )
     room = upstream.context_tokens - size // 4
     tokens = max(1, min(call.max_tokens or upstream.output_tokens, upstream.output_tokens, max(room, 1)))
+    if upstream.count is not None:
+        measured = reading.counted(call, measured, upstream.count)
     return call.sized(upstream.model_name, tokens, measured)
 
 
@@ -106,8 +125,8 @@ def check_allowance(request: Request, call: ModelCall, upstream: Upstream, curre
         raise BudgetExceeded(
             f"allowance:{request.origin.agent}",
             limit=str(Money(allowed, currency)),
-            spent="0",
-            held="0",
+            spent=str(Money(0, currency)),
+            held=str(Money(0, currency)),
             asked=str(Money(bound, currency)),
         )
 
@@ -136,6 +155,7 @@ def identity(request: Request, upstream: Upstream, step: str, *, salt: bytes) ->
         "route_reason": request.route.reason,
         "upstream": upstream.name,
         "model": upstream.model_name,
+        "price": upstream.price_id,
         "input_digest": _input_digest(request.call, salt),
     }
 

@@ -18,6 +18,11 @@ STANDING, LEAST_STANDING_S, CALM_S = 8, 0.05, 5.0
 
 FIRST_HELD_S = 1.0
 """How long a call is expected to hold its slot before any has ended."""
+SPARE_S, SPARE = 10.0, 1
+"""Of slots that may be lent, a process keeps as many as its calls needed at once within this time or twice it, and so
+many more: one that another process has borrowed comes back only after a look and a commit."""
+AHEAD = 16
+"""Of every so many slots in batch, one more call is let in ahead of its slot, to hold its money while it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,8 @@ class Owner(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Permit:
-    """A slot in use. Whoever has it says what happened, and ends it exactly once with `release`; no verb awaits."""
+    """A slot in use, or the next to be free. Whoever has it says what happened, and ends it exactly once with
+    `release`."""
 
     owner: Owner
     slots: Slots
@@ -77,11 +83,26 @@ class Permit:
     waited_s: float
     is_borrowed: bool = False
     """A batch call in an online slot."""
+    turn: asyncio.Future[None] | None = None
+    """Done once it has its slot; None: it had it from the start."""
     is_probe: bool = False
     is_recalled: bool = False
     is_answered: bool = False
     has_failed: bool = False
     is_over: bool = False
+
+    async def slot(self) -> None:
+        """Wait until it has its slot: nothing may leave before.
+
+        Raises:
+            LaneFull, UpstreamDown: see `Gate.admit`.
+        """
+        if self.turn is not None:
+            await self.turn
+
+    def has_left_line(self) -> bool:
+        """True where it waited for its slot, and nobody waits any more."""
+        return self.turn is not None and self.turn.done()
 
     def answered(self, headers: Mapping[str, str], ttft_s: float) -> None:
         """The first token came `ttft_s` seconds after the call left; `headers` in lower case."""
@@ -133,6 +154,8 @@ class Slots:
     other_held_s: float | None = None
     """The same of the upstream's other lane."""
     queue: FairQueue[Waiter] = field(default_factory=FairQueue)
+    ahead: dict[Permit, None] = field(default_factory=dict)
+    """Those let in ahead of their slot, in the order in which they get one."""
     out: dict[Permit, None] = field(default_factory=dict)
     """The permits in use, oldest first."""
     queued_tokens: int = 0
@@ -142,6 +165,8 @@ class Slots:
     """When somebody was last refused because too much was asked."""
     calls: Bucket | None = None
     tokens: Bucket | None = None
+    _peaks: tuple[float, int, int] = (float("-inf"), 0, 0)
+    """Since when, and what the highest demand was since then and in the time before."""
 
     def __post_init__(self) -> None:
         self.contended_since = self.now
@@ -163,7 +188,29 @@ class Slots:
 
     def demand(self) -> int:
         """How many slots this lane's own calls could use here now."""
-        return min(self.total, self.busy - self.borrowed + len(self.queue))
+        return min(self.total, self.busy - self.borrowed + self.waiting())
+
+    def note_demand(self, now: float) -> None:
+        """It may have become higher."""
+        demand, (since, peak, before) = self.demand(), self._peaks
+        if now - since > SPARE_S:
+            self._peaks = (now, demand, peak if now - since <= 2 * SPARE_S else 0)
+        elif demand > peak:
+            self._peaks = (since, demand, before)
+
+    def kept(self, now: float) -> int:
+        """How many slots its calls may soon need at once, as far as the last seconds tell."""
+        since, peak, before = self._peaks
+        peak = max(peak, before) if now - since <= SPARE_S else peak if now - since <= 2 * SPARE_S else 0
+        return min(self.total, peak + SPARE) if peak else 0
+
+    def waiting(self) -> int:
+        """How many calls have no slot yet."""
+        return len(self.queue) + len(self.ahead)
+
+    def may_go_ahead(self) -> bool:
+        """True where one more call may prepare itself. Only batch ones: online money is held in memory."""
+        return self.lane is Lane.BATCH and len(self.ahead) * AHEAD < self.count
 
     def expected_s(self) -> float:
         """How long a slot is held; before a call of this lane has ended, as long as one of the other lane."""

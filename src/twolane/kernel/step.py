@@ -10,6 +10,7 @@ the caller holds while a step runs is an `Answer`: `kernel.answer`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from twolane.domain.records import Status
@@ -42,8 +43,11 @@ class Door:
         """Nobody waits any more."""
         self._house.watch.close()
 
-    def reuse(self, tx: Transaction, request: Request, *, of_step: str, output_digest: str) -> str:
-        """Record that a memo answered: an entry that points at the step that paid, at cost 0. Gives its step id."""
+    def reuse(
+        self, tx: Transaction, request: Request, *, of_step: str, output_digest: str, saved_pico: int | None = None
+    ) -> Mapping[str, object]:
+        """Record that a memo answered: an entry that points at the step that paid, at cost 0, and says what that one
+        cost, where it is known. Gives its fields."""
         step = new_id()
         upstream = self._house.upstreams[request.route.upstreams[0]]
         fields = identity(request, upstream, step, salt=self._house.salt(request, step))
@@ -51,6 +55,7 @@ class Door:
             "status": Status.REUSED,
             "of": of_step,
             "cost_pico": 0,
+            "saved_pico": None if saved_pico is None else treasury.leaf_amount(saved_pico),
             "currency": self._house.currency,
             "output_digest": output_digest,
             "total_us": 0,
@@ -58,4 +63,4 @@ class Door:
         }
         ledger.append(tx, fields)
         treasury.count(tx, fields, pico=0)
-        return step
+        return fields

@@ -76,14 +76,22 @@ class Patience:
             if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
                 raise TimeoutError from error
 
-    def begins(self, patience_s: float) -> None:
-        """The upstream is waited for from now on."""
-        self.due = due = self._loop.time() + patience_s
+    def begins(self, patience_s: float, cut_at: float = math.inf) -> float:
+        """The upstream is waited for from now on, at most until `cut_at` on the loop's clock. That clock's now."""
+        now = self._loop.time()
+        due = now + patience_s
+        self.due = due = min(cut_at, due)
         self._watch.until(due, self._loop)
+        return now
 
     def ends(self) -> None:
         """It spoke."""
         self.due = math.inf
+
+    @property
+    def is_waiting(self) -> bool:
+        """The upstream is waited for."""
+        return self.due < math.inf
 
     def end(self) -> None:
         """It took too long."""

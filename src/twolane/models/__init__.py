@@ -36,6 +36,9 @@ class ModelStream(Protocol):
 class Model(Protocol):
     """One upstream. Adapters are opened once by the kernel and shared by all calls."""
 
+    ends_when_closed: bool = False
+    """Nothing is generated once a stream is closed: certain only of what runs in this process."""
+
     async def open(self, call: ModelCall) -> ModelStream:
         """Send the call and return when the upstream has accepted it (before the first token).
 

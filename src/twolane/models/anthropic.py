@@ -20,7 +20,7 @@ from twolane.domain.anthropic.words import DIALECT
 from twolane.domain.completion import EventError, EventReader
 from twolane.domain.records import Kind, ModelCall, ReplySchema
 from twolane.errors import UpstreamError
-from twolane.models import no_embeddings
+from twolane.models import Model, no_embeddings
 from twolane.models.http import BrokenOff, Client, Response, Unreachable
 
 VERSION = "2023-06-01"
@@ -31,7 +31,7 @@ _RETRYABLE_TYPES = frozenset({"overloaded_error", "api_error", "rate_limit_error
 _MAX_ERROR_BYTES = 65_536
 
 
-class Anthropic:
+class Anthropic(Model):
     """One server.
 
     `structured` says how a JSON Schema is asked for: as `json_schema` by the API's own means (by a tool that must be
@@ -62,6 +62,7 @@ class Anthropic:
         is_native = call.native is not None and call.native.dialect == DIALECT
         told = call.native.headers if is_native and call.native is not None else {}
         asked = {name: value for name, value in told.items() if name not in self._own}  # never a client's key
+        asked |= call.traced
         body = self._body(call, is_native=is_native)
         response = await self._post(body, asked)
         if response.status != 200:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import orjson
 
 from twolane.domain.records import Kind, Message, ModelCall, Usage
-from twolane.models import no_embeddings
+from twolane.models import Model, no_embeddings
 from twolane.models.sse import DONE, Chunks, MadeStream
 from twolane.rules import extraction
 
@@ -63,8 +63,10 @@ class Brief:
     question: str
 
 
-class Extractive:
+class Extractive(Model):
     """A `Model` that quotes. `first_token_s` and `token_s` pace it like a distant upstream, for demonstrations."""
+
+    ends_when_closed = True
 
     def __init__(self, name: str, *, first_token_s: float = 0, token_s: float = 0) -> None:
         self.name = name

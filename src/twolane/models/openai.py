@@ -15,6 +15,7 @@ import orjson
 
 from twolane.domain.records import Kind, ModelCall, ReplySchema
 from twolane.errors import UpstreamError
+from twolane.models import Model
 from twolane.models.http import BrokenOff, Client, Response, Unreachable
 
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -29,7 +30,7 @@ _WHOLE = {"accept": "application/json"}
 """For an answer in one piece; it stands beside what is accepted of every call."""
 
 
-class OpenAI:
+class OpenAI(Model):
     """One server.
 
     `structured` says how the server takes a JSON Schema: as `json_schema` (OpenAI, vLLM), as `json_object` (servers
@@ -58,9 +59,11 @@ class OpenAI:
         try:
             while True:
                 if call.kind is Kind.EMBEDDINGS:
-                    response = await self._http.post("/embeddings", _embeddings_body(call, quirks), _WHOLE)
+                    response = await self._http.post(
+                        "/embeddings", _embeddings_body(call, quirks), {**_WHOLE, **call.traced}
+                    )
                 else:
-                    response = await self._http.post("/chat/completions", self._body(call, quirks, way))
+                    response = await self._http.post("/chat/completions", self._body(call, quirks, way), call.traced)
                 if response.status == 200:
                     break
                 error = await self._refusal(response)

@@ -42,7 +42,7 @@ import orjson
 
 from twolane.domain.records import Kind, ModelCall, Usage
 from twolane.errors import ConfigError, UpstreamError
-from twolane.models import vectors
+from twolane.models import Model, vectors
 from twolane.models.extractive import read_brief, tokens_of
 from twolane.models.sse import DONE, Chunks, MadeStream, error_event
 
@@ -130,7 +130,7 @@ def read_faults(rules: str | Sequence[str], *, seed: int = 0) -> Faults:
     return fault_of
 
 
-class Rehearsal:
+class Rehearsal(Model):
     """A `Model` that plays a script: one given as such, or made from the options at the head of this file.
 
     Counters are public and only ever grow, `active` aside.
@@ -138,6 +138,8 @@ class Rehearsal:
     Raises:
         ConfigError: a fault rule that cannot be read.
     """
+
+    ends_when_closed = True
 
     def __init__(
         self,

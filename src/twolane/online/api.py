@@ -1,23 +1,30 @@
 """The own API under /api/v1: what a key's tenant may know of its steps, budgets and switches, and of the upstreams.
 
-Read-only. Whoever holds a tenant's key is that tenant and sees that tenant alone; what belongs to others is not there.
+Read-only but for the switches, which take an operator's key. Whoever holds a tenant's key is that tenant and sees that
+tenant alone; what belongs to others is not there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from datetime import UTC, datetime
+from urllib.parse import parse_qsl
 
 from twolane.config import RouteSection, UpstreamSection
 from twolane.domain.money import decimal_string
-from twolane.errors import NotFound
-from twolane.kernel import Kernel
+from twolane.errors import BadRequest, NotFound, UsageError
+from twolane.kernel import Kernel, economics
+from twolane.kernel.accounts import account_fields
 from twolane.kernel.lanes import LaneState
-from twolane.online.auth import Grant
+from twolane.kernel.switches import check_scope
+from twolane.online.auth import MONITOR, Grant
 from twolane.online.probe import last_probe
 from twolane.online.stream import Exchange, Hangup
+from twolane.online.wire import read_object
 from twolane.rules.budgets import Account
 
 STEP_ID = re.compile(r"[0-9a-f]{24}")
@@ -61,6 +68,78 @@ async def list_switches(kernel: Kernel, grant: Grant, exchange: Exchange) -> Non
         if row["scope"] == "all" or _is_of(kernel, grant.tenant, row["scope"])
     ]
     await exchange.answer(200, {"switches": mine})
+
+
+async def trip_switch(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """POST /api/v1/switches: stop a scope of this key's tenant. Stopped once this answers, with the report of what was
+    closed."""
+    fields = read_object(await exchange.body())
+    scope, reason = fields.get("scope"), fields.get("reason", "tripped by a person")
+    for name, value in (("scope", scope), ("reason", reason)):
+        if not isinstance(value, str) or not value or len(value) > MOST_TEXT or not value.isprintable():
+            raise BadRequest(f"{name!r} must be a text of at most {MOST_TEXT:,} characters", param=name)
+    done = await kernel.switches.trip(_own_scope(kernel, grant, str(scope)), cause=str(reason), actor=_actor(grant))
+    report = await kernel.switches.report(done)
+    told = None if report is None else report.fields() | {"currency": kernel.config.currency}
+    await exchange.answer(200, {"scope": done.scope, "tripped": True, "report": told})
+
+
+async def reset_switch(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """DELETE /api/v1/switches/{scope}: let a scope of this key's tenant work again."""
+    scope = _own_scope(kernel, grant, exchange.scope["path_params"]["scope"])
+    if not await kernel.switches.reset(scope, cause="reset by a person", actor=_actor(grant)):
+        raise NotFound(f"{scope} is not stopped")
+    await exchange.answer(200, {"scope": scope, "tripped": False})
+
+
+MOST_TEXT = 500
+
+
+def _own_scope(kernel: Kernel, grant: Grant, scope: str) -> str:
+    """A scope inside the tenant's own. The switch over everything is this machine's, before the first key."""
+    try:
+        check_scope(scope)
+    except UsageError as error:
+        raise BadRequest(str(error), param="scope") from None
+    if not (_is_of(kernel, grant.tenant, scope) or (scope == "all" and not grant.key)):
+        raise NotFound("there is no such scope of yours", param="scope")
+    return scope
+
+
+def _actor(grant: Grant) -> str:
+    return f"key {grant.tenant}/{grant.key}" if grant.key else "this machine"
+
+
+async def show_metrics(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /metrics: what Prometheus is told; a tenant's key reads of that tenant and of the lanes alone."""
+    body, kind = await kernel.metrics.page(None if grant is MONITOR else grant.tenant, exchange.header(b"accept"))
+    await exchange.answer_bytes(200, body, kind=kind.encode())
+
+
+async def show_costs(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
+    """GET /api/v1/costs?by=&since=&until=: what this key's tenant has paid, and for what. Read beside the event loop:
+    it may take a moment, and nobody's tokens wait for it."""
+    asked = _asked(exchange, ("by", "since", "until"))
+    days, by = economics.period(asked.get("since"), asked.get("until")), asked.get("by", "workflow").split(",")
+    store, currency = kernel.store, kernel.config.currency
+    said = await asyncio.to_thread(economics.report, store, currency, by, days, tenant=grant.tenant)
+    await exchange.answer(200, said.fields())
+
+
+def _asked(exchange: Exchange, names: Sequence[str]) -> dict[str, str]:
+    """The fields of a query, each at most once."""
+    try:
+        pairs = parse_qsl(
+            exchange.scope["query_string"].decode("ascii"), strict_parsing=True, max_num_fields=len(names)
+        )
+    except ValueError as error:
+        raise BadRequest(f"the query cannot be read: {error}") from None
+    for name, _ in pairs:
+        if name not in names or len(dict(pairs)) < len(pairs):
+            raise BadRequest(
+                f"{name[:40]!r} is not asked here, or twice; there are {', '.join(names)}", param=name[:40]
+            )
+    return dict(pairs)
 
 
 async def watch_run(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
@@ -110,7 +189,7 @@ def _upstream_fields(
         "name": name,
         "kind": section.kind,
         "model": section.model or name,
-        "price": None if section.price is None else section.price.model_dump(),
+        "price": kernel.prices.quotes[name].shown(),
         "lanes": lanes_fields(states),
         "probe": None if probe is None else probe.as_fields(),
     }
@@ -122,18 +201,9 @@ def lanes_fields(states: Iterable[LaneState]) -> dict[str, object]:
 
 
 def _lane_fields(state: LaneState) -> dict[str, object]:
-    return {
-        "slots": state.slots,
-        "held": state.held,
-        "busy": state.busy,
-        "borrowed": state.borrowed,
-        "lent": state.lent,
-        "waiting": state.waiting,
-        "limit": state.limit,
-        "calls_left": _rounded(state.calls_left),
-        "tokens_left": _rounded(state.tokens_left),
-        "breaker": str(state.breaker),
-    }
+    left = {"calls_left": _rounded(state.calls_left), "tokens_left": _rounded(state.tokens_left)}
+    told = asdict(state) | left | {"breaker": str(state.breaker)}
+    return {name: told[name] for name in told if name not in ("upstream", "lane")}
 
 
 def _rounded(level: float | None) -> float | None:
@@ -141,15 +211,9 @@ def _rounded(level: float | None) -> float | None:
 
 
 def _budget_fields(account: Account) -> dict[str, object]:
-    money = None
-    if account.limit_pico is not None:
-        amounts = (account.limit_pico, account.spent_pico, account.held_pico, account.left_pico() or 0)
-        money = dict(zip(_PARTS, map(decimal_string, amounts), strict=True))
-    tokens = None
-    if account.limit_tokens is not None:
-        counts = (account.limit_tokens, account.spent_tokens, account.held_tokens, account.left_tokens() or 0)
-        tokens = dict(zip(_PARTS, counts, strict=True))
-    return {"scope": account.scope, "window": account.window, "money": money, "tokens": tokens}
+    told = account_fields(account).items()
+    mine = {name: part and {key: part[key] for key in _PARTS} for name, part in told}
+    return {"scope": account.scope, "window": account.window, **mine}
 
 
 _PARTS = ("limit", "spent", "held", "remaining")

@@ -23,7 +23,7 @@ from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
-from twolane.config import Config, near
+from twolane.config import Config, near, resolve_secret
 from twolane.domain.records import Lane
 from twolane.errors import BadRequest, ConfigError, Fenced, Killed, NotFound, TwolaneError, Unavailable
 from twolane.kernel import Kernel
@@ -61,6 +61,11 @@ class Permission(StrEnum):
     """Whoever may call models: a key, or this machine before the first key."""
     VIEW = "view"
     """Whoever may look at what a tenant's runs do. Until keys have roles, the same as `USE`."""
+    OPERATE = "operate"
+    """Whoever acts for a person: an operator's key, or this machine before the first key. No program that is stopped
+    by a switch may reset it."""
+    MONITOR = "monitor"
+    """Whoever may read figures: all of them with the scrape key, those of its tenant with a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,12 @@ class Route:
 
 
 async def health(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
-    """GET /healthz: the process answers, its store can be read, and it was not taken for dead."""
+    """GET /healthz: the process answers, its store can be read, and it was not taken for dead. It is `degraded`
+    while the books of budgets disagree with the record: see the entries of kind `alarm`."""
     kernel.store.version()
     if kernel.presence.is_buried:
         raise Fenced
-    await exchange.answer(200, {"status": "ok"})
+    await exchange.answer(200, {"status": "degraded" if kernel.drifted else "ok"})
 
 
 async def list_models(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
@@ -126,11 +132,15 @@ ROUTES = (
     Route("GET", "/v1/models", Permission.USE, list_models),
     Route("GET", "/v1/models/{id:path}", Permission.USE, show_model),
     Route("GET", "/healthz", Permission.OPEN, health),
+    Route("GET", "/metrics", Permission.MONITOR, api.show_metrics),
     Route("GET", "/api/v1/openapi.json", Permission.OPEN, show_description),
     Route("GET", "/api/v1/upstreams", Permission.USE, api.list_upstreams),
     Route("GET", "/api/v1/steps/{id}", Permission.USE, api.show_step),
     Route("GET", "/api/v1/budgets", Permission.USE, api.list_budgets),
+    Route("GET", "/api/v1/costs", Permission.VIEW, api.show_costs),
     Route("GET", "/api/v1/switches", Permission.USE, api.list_switches),
+    Route("POST", "/api/v1/switches", Permission.OPERATE, api.trip_switch),
+    Route("DELETE", "/api/v1/switches/{scope:path}", Permission.OPERATE, api.reset_switch),
     Route("GET", "/api/v1/runs/{run}/events", Permission.VIEW, api.watch_run),
 )
 """Every address there is."""
@@ -141,29 +151,49 @@ class Endpoint:
 
     def __init__(self, kernel: Kernel, gate: Gate, route: Route, patience: Patience | None = None) -> None:
         self.route = route
-        self._kernel, self._gate, self._patience = kernel, gate, patience or Patience()
+        self._kernel, self._patience, self._telemetry = kernel, patience or Patience(), kernel.telemetry
+        self._admit: Callable[[Scope], Grant] = {
+            Permission.OPEN: lambda scope: Grant(""), Permission.MONITOR: gate.admit_monitor,
+            Permission.OPERATE: gate.admit_operator,
+        }.get(route.permission, gate.admit)  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        tracing, route = self._telemetry.tracing, self.route
+        if tracing is None or route.permission is not Permission.USE:  # who scrapes and probes tells nothing new
+            await self._answer(scope, receive, send)
+            return
+        with tracing.request(scope["headers"], route.method, route.path) as span:
+            outcome = await self._answer(scope, receive, send)
+            if outcome != "ok":
+                tracing.fail(span, outcome)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> str:
+        """Answer it; "ok", or the code of the error that the client was told."""
         exchange = Exchange(scope, receive, send, self.route.wire, self._patience)
         self._patience.watch(exchange)
+        outcome = "ok"
         try:
-            grant = Grant("") if self.route.permission is Permission.OPEN else self._gate.admit(scope)
-            await self.route.handler(self._kernel, grant, exchange)
+            await self.route.handler(self._kernel, self._admit(scope), exchange)
         except ClientGone:
-            pass
+            outcome = "client_gone"
         except (TwolaneError, Killed) as error:
+            outcome = getattr(error, "code", "killed")
             await exchange.fail(error)
         except asyncio.CancelledError:
+            outcome = "cancelled"
             if not self._patience.is_draining:
                 raise
             exchange.tell("connection", "close")
             await exchange.fail(_going("the server stops, and this took longer than it can wait"))
         except Exception:  # noqa: BLE001 - the outermost turn of a request: the others go on
+            outcome = "internal_error"
             _LOG.exception("request %s", exchange.request_id)
             await exchange.fail(wire.unforeseen(exchange.request_id))
         finally:
             self._patience.leave(exchange)
+            self._telemetry.requests[self.route.path, outcome] += 1
+        return outcome
 
 
 class Gateway(Starlette):
@@ -209,7 +239,7 @@ def _going(problem: str) -> Unavailable:
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
-    path, paths = request.url.path, [route.path for route in ROUTES]
+    path, paths = request.url.path, list(dict.fromkeys(route.path for route in ROUTES))
     return _Refusal(NotFound(f"there is no {path!r} here{near(path, paths)}"))
 
 
@@ -248,8 +278,10 @@ async def serve(config: Config, *, announce: Callable[[str], None]) -> None:
     `announce` is called once, with the address, when connections are accepted.
 
     Raises:
-        ConfigError: the address cannot be taken, or is public while there is no API key.
+        ConfigError: a secret is missing, the address cannot be taken, or is public while there is no API key.
     """
+    if config.telemetry.scrape_key is not None:
+        resolve_secret(config.telemetry.scrape_key)  # what is wrong with it is said before anything is opened
     kernel = await Kernel.open(config)
     # What is loaded by now stays, so the collector need not look at it again; and to look for cycles at every 700 new
     # objects cost a twentieth of the processor time. The older generations are small then, and looked through often:

@@ -29,6 +29,8 @@ class Asked:
     """The route or upstream that was named."""
     upstream: str
     """The one that answered."""
+    reason: str
+    """Why the route chose the upstream that was asked first."""
     step: str
     ttft_ms: float | None
     """From leaving the house to the first token."""
@@ -68,6 +70,7 @@ async def ask(
         answer="".join(pieces),
         model=model,
         upstream=answer.upstream.name,
+        reason=route.reason,
         step=answer.step,
         ttft_ms=None if answer.ttft_us is None else answer.ttft_us / 1000,
         usage=settled.usage,

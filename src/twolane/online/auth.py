@@ -6,19 +6,19 @@ the database opens nothing.
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import orjson
 from starlette.types import Scope
 
-from twolane.config import near
-from twolane.domain.money import Money
-from twolane.errors import NotAllowed, NotFound, TwolaneError, Unauthenticated, UsageError
+from twolane.config import near, resolve_secret
+from twolane.errors import BadRequest, NotAllowed, NotFound, TwolaneError, Unauthenticated, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.store import Row, Transaction
 
@@ -28,11 +28,27 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a request may do: on whose behalf it is made, and which models it may name (empty: all)."""
+    """What a request may do: on whose behalf it is made, which models it may name (empty: all), and under which
+    business process it is counted."""
 
     tenant: str
     key: str = ""
     models: frozenset[str] = frozenset()
+    workflow: str = ""
+    is_operator: bool = False
+    """True where its holder acts for a person, who may trip and reset the switches of this tenant."""
+
+    def under(self, workflow: str) -> Grant:
+        """The same under the business process that the request itself names, where it names one: any of its tenant's.
+
+        Raises:
+            BadRequest: that cannot be a name.
+        """
+        if not workflow:
+            return self
+        if not _NAME.fullmatch(workflow):
+            raise BadRequest("the header 'x-twolane-workflow' must be a name: letters, digits and . _ @ -, up to 64")
+        return replace(self, workflow=workflow)
 
     def allows(self, model: str) -> bool:
         """True when this route or upstream may be used."""
@@ -48,14 +64,21 @@ class Grant:
             raise NotAllowed(f"key {self.key} may not use {model!r}; it may use: {', '.join(sorted(self.models))}")
 
 
-THIS_MACHINE = Grant("default")
+THIS_MACHINE = Grant("default", is_operator=True)
 """Before the first key was ever made, a request from this machine acts as tenant `default`."""
+
+
+MONITOR = Grant("")
+"""Whoever may read the figures of every tenant, and do nothing else."""
 
 
 class Gate:
     """Who may come in. One per process; a key made or revoked anywhere counts with the next request."""
 
     def __init__(self, kernel: Kernel) -> None:
+        """Raises ConfigError where the scrape key is a reference that leads nowhere."""
+        reference = kernel.config.telemetry.scrape_key
+        self._scrape_key = resolve_secret(reference).encode() if reference else b""
         self._store, self._vault = kernel.store, kernel.vault
         self._epoch = -1
         self._has_keys = False
@@ -82,7 +105,37 @@ class Gate:
             row = self._store.one("key_by_digest", digest=self._vault.keyed(secret))
             if row is None:
                 raise Unauthenticated
-            grant = self._grants[secret] = Grant(row["tenant"], row["name"], frozenset(orjson.loads(row["models"])))
+            grant = self._grants[secret] = Grant(
+                row["tenant"],
+                row["name"],
+                frozenset(orjson.loads(row["models"])),
+                row["workflow"],
+                is_operator=bool(row["operator"]),
+            )
+        return grant
+
+    def admit_monitor(self, scope: Scope) -> Grant:
+        """The same for a reader of figures: `MONITOR` for whoever shows the scrape key, and for this machine before the
+        first API key; a tenant's key opens that tenant's.
+
+        Raises:
+            Unauthenticated: see `admit`.
+        """
+        if self._scrape_key and hmac.compare_digest(_shown(scope["headers"]), self._scrape_key):
+            return MONITOR
+        grant = self.admit(scope)
+        return MONITOR if grant is THIS_MACHINE else grant
+
+    def admit_operator(self, scope: Scope) -> Grant:
+        """The grant of a request that takes an operator's key.
+
+        Raises:
+            Unauthenticated: see `admit`.
+            NotAllowed: the key is another one.
+        """
+        grant = self.admit(scope)
+        if not grant.is_operator:
+            raise NotAllowed("this takes an operator's key. Make one with: twolane key create --operator")
         return grant
 
     def _refresh(self) -> None:
@@ -158,21 +211,33 @@ class Key:
     tenant: str
     name: str
     models: tuple[str, ...]
+    is_operator: bool
     created_us: int
     revoked_us: int | None
+    workflow: str = ""
 
 
-async def create_key(kernel: Kernel, tenant: str, name: str, models: Sequence[str] = ()) -> str:
-    """Make a key and give its secret, which is kept nowhere. `models` limits it to these routes and upstreams.
+async def create_key(
+    kernel: Kernel,
+    tenant: str,
+    name: str,
+    models: Sequence[str] = (),
+    workflow: str = "",
+    *,
+    is_operator: bool = False,
+) -> str:
+    """Make a key and give its secret, which is kept nowhere. `models` limits it to these routes and upstreams; calls
+    that name no business process of their own are counted under `workflow`; an operator's may trip and reset the
+    switches of its tenant.
 
-    Key and ledger entry are one transaction. A configured `[budget.default]` becomes the key's budget before the secret
-    is given out.
+    Key and ledger entry are one transaction. `Config.default_budget` becomes the key's budget, until somebody sets
+    another, before the secret is given out.
 
     Raises:
         UsageError: a name that cannot be one, or that was used before (revoked ones too: the ledger speaks of them).
         NotFound: a model that is neither a route nor an upstream.
     """
-    for what, value in (("tenant", tenant), ("name", name)):
+    for what, value in (("tenant", tenant), ("name", name), *([("workflow", workflow)] if workflow else [])):
         if not _NAME.fullmatch(value):
             raise UsageError(f"{value!r} cannot be a {what}", hint="Letters, digits and . _ @ - are, up to 64 of them")
     known = [*kernel.config.route, *kernel.config.upstream]
@@ -192,20 +257,22 @@ async def create_key(kernel: Kernel, tenant: str, name: str, models: Sequence[st
             name=name,
             digest=digest,
             models=orjson.dumps(list(models)).decode(),
+            workflow=workflow,
+            operator=int(is_operator),
             created=ledger.now_us(),
         )
-        ledger.append(tx, _entry("create", tenant, name) | {"models": list(models)})
+        more = {"workflow": workflow or None, "role": "operator" if is_operator else None}
+        ledger.append(tx, _entry("create", tenant, name) | {"models": list(models), **more})
         return None
 
     refusal = await kernel.store.write(work)
     if refusal is not None:
         raise refusal
-    budget = kernel.config.budget.get("default")
-    if budget is not None:
-        pico = None if budget.money is None else Money.parse(budget.money, kernel.config.currency).pico
-        await kernel.treasury.set_budget(
-            f"key:{tenant}/{name}", period=budget.period, pico=pico, tokens=budget.tokens, actor="file", source="file"
-        )
+    budget = kernel.config.default_budget()
+    most = budget.ceiling(kernel.config.currency)
+    if most.is_limit:
+        scope, actor = f"key:{tenant}/{name}", "key create"
+        await kernel.treasury.set_budget(scope, period=budget.period, actor=actor, source="default", **most._asdict())
     return secret
 
 
@@ -231,7 +298,15 @@ async def revoke_key(kernel: Kernel, tenant: str, name: str) -> None:
 def list_keys(kernel: Kernel) -> list[Key]:
     """Every key ever made, oldest first."""
     return [
-        Key(row["tenant"], row["name"], tuple(orjson.loads(row["models"])), row["created"], row["revoked"])
+        Key(
+            row["tenant"],
+            row["name"],
+            tuple(orjson.loads(row["models"])),
+            bool(row["operator"]),
+            row["created"],
+            row["revoked"],
+            row["workflow"],
+        )
         for row in kernel.store.all("keys")
     ]
 

@@ -39,6 +39,7 @@ async def messages(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
 
 async def _answer(kernel: Kernel, grant: Grant, exchange: Exchange, asked: Asked) -> None:
     grant.require(asked.model)
+    grant = grant.under(exchange.header(b"x-twolane-workflow"))
     served = kernel.config.route.get(asked.model, _DIRECT)
     request = request_of(kernel, grant, asked, served)
     exchange.tell("x-twolane-route", request.route.name)
@@ -67,7 +68,7 @@ def request_of(kernel: Kernel, grant: Grant, asked: Named, served: RouteSection)
     Raises:
         NotFound: it names neither a route nor an upstream.
     """
-    origin = Origin(grant.tenant, key=grant.key)
+    origin = Origin(grant.tenant, key=grant.key, workflow=grant.workflow)
     try:
         route = kernel.route(asked.model, origin, lane=Lane.ONLINE)
     except NotFound as error:

@@ -60,6 +60,7 @@ async def embeddings(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
     """POST /v1/embeddings."""
     asked = read(await exchange.body())
     grant.require(asked.model)
+    grant = grant.under(exchange.header(b"x-twolane-workflow"))
     served = kernel.config.route.get(asked.model) or RouteSection(light="")
     request = request_of(kernel, grant, asked, served)
     exchange.tell("x-twolane-route", request.route.name)

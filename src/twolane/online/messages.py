@@ -181,7 +181,7 @@ def _type_of(error: TwolaneError | Killed) -> str:
 class Events:
     """What of an upstream's stream goes to the client; see `wire.Flow`."""
 
-    __slots__ = ("_ending", "_is_done", "_is_native", "_reader", "_teller")
+    __slots__ = ("_ending", "_is_done", "_is_native", "_open", "_reader", "_teller")
 
     has_failed = False
     """An upstream's own error is raised here, never passed on."""
@@ -189,6 +189,8 @@ class Events:
     def __init__(self, teller: Teller) -> None:
         self._reader, self._teller = EventReader(), teller
         self._ending, self._is_done, self._is_native = b"", False, False
+        self._open: object = None
+        """The index of the upstream's own block that is open."""
 
     def take(self, block: bytes) -> bytes:
         """What may leave now that this block has come."""
@@ -214,7 +216,19 @@ class Events:
         event = chunk.get(RAW)
         if isinstance(event, dict):
             self._is_native = True
-            if event.get("type") != "message_stop":
-                return event_bytes(event)
-            self._ending = event_bytes(event)
+            return self._pass_on(event)
         return b"" if self._is_native else self._teller.take(chunk, usage_of(chunk))
+
+    def _pass_on(self, event: Fields) -> bytes:
+        told = event_bytes(event)
+        match event.get("type"):
+            case "content_block_start":
+                self._open = event.get("index")
+            case "content_block_stop":
+                self._open = None
+            case "message_delta" if self._open is not None:  # it was cut off inside a block
+                told = event_bytes({"type": "content_block_stop", "index": self._open}) + told
+                self._open = None
+            case "message_stop":
+                self._ending, told = told, b""
+        return told

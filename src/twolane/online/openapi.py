@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any, Protocol
 
+from twolane.kernel.economics import DIMENSIONS
 from twolane.online.completions import MAX_CHOICES
 from twolane.online.embeddings import MAX_DIMENSIONS, MAX_INPUTS, MAX_TOKEN, MAX_TOKENS
 from twolane.online.wire import REFUSED
@@ -58,11 +59,12 @@ def describe(routes: Iterable[Described]) -> Schema:
         operation = dict(OPERATIONS[route.method, route.path])
         names = re.findall(r"\{(\w+)", route.path)
         known, shape = operation.pop("x-parameters", {}), operation.pop("x-error", "Error")
-        if names:
+        queries = operation.pop("x-queries", {})
+        if names or queries:
             operation["parameters"] = [
                 {"name": name, "in": "path", "required": True, "schema": known.get(name, {"type": "string"})}
                 for name in names
-            ]
+            ] + [{"name": name, "in": "query", "schema": TEXT, "description": text} for name, text in queries.items()]
         if route.is_open:
             operation["security"] = []
         else:
@@ -176,6 +178,23 @@ def _read(summary: str, answer: str, *, can_miss: bool = False, parameters: Sche
     return {"summary": summary, "responses": responses, "x-parameters": parameters or {}}
 
 
+def _operate(summary: str, answer: str, *, body: str = "", parameters: Schema | None = None) -> Schema:
+    """What takes an operator's key."""
+    operation = _read(summary, answer, can_miss=True, parameters=parameters)
+    operation["responses"] |= {
+        "400": _error("This is not a scope, or no such request."), "403": _error("The key is not an operator's."),
+    }  # fmt: skip
+    if body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
+    return operation
+
+
+def _asked(read: Schema, **queries: str) -> Schema:
+    """The same with fields in its query, none of which has to be there."""
+    wrong = _error("A field of the query is not known, or cannot be read.")
+    return {**read, "responses": {**read["responses"], "400": wrong}, "x-queries": queries}
+
+
 def _events(summary: str, *, parameters: Schema) -> Schema:
     """Server-sent events: `progress` as often as something changes, `end` once."""
     stream = {"description": "Events.", "content": {"text/event-stream": {"schema": TEXT}}}
@@ -187,6 +206,12 @@ def _health() -> Schema:
     read = _read("The process answers and its store can be read.", "Health")
     draining = _json("It is about to stop: send nothing more here.", _ref("Draining"))
     return {**read, "responses": {**read["responses"], "503": draining}}
+
+
+def _metrics() -> Schema:
+    kinds = ("text/plain", "application/openmetrics-text")
+    page = {"description": "Figures.", "content": {kind: {"schema": TEXT} for kind in kinds}}
+    return {"summary": "Figures as Prometheus reads them.", "responses": {"200": page}}
 
 
 # ── operations ──
@@ -212,6 +237,7 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
     ("GET", "/v1/models"): _read("The routes and upstreams this key may name.", "Models"),
     ("GET", "/v1/models/{id:path}"): _read("One of them.", "Model", can_miss=True),
     ("GET", "/healthz"): _health(),
+    ("GET", "/metrics"): _metrics(),
     ("GET", "/api/v1/openapi.json"): _read("This description.", "Description"),
     ("GET", "/api/v1/upstreams"): _read("Upstreams within this key's reach.", "Upstreams"),
     ("GET", "/api/v1/steps/{id}"): _read(
@@ -219,7 +245,17 @@ OPERATIONS: Mapping[tuple[str, str], Schema] = {
         parameters={"id": {"type": "string", "description": "what x-twolane-step said: 24 hexadecimal digits"}},
     ),
     ("GET", "/api/v1/budgets"): _read("The limits of this key's tenant.", "Budgets"),
+    ("GET", "/api/v1/costs"): _asked(
+        _read("What this key's tenant has paid, and for what.", "Costs"),
+        by=f"{', '.join(DIMENSIONS)}; several joined by commas; left out: workflow",
+        since="a date (UTC), or 7d for the last seven days", until="a date, itself included",
+    ),
     ("GET", "/api/v1/switches"): _read("What is stopped of this key's tenant.", "Switches"),
+    ("POST", "/api/v1/switches"): _operate("Stop a scope of this key's tenant.", "Tripped", body="Trip"),
+    ("DELETE", "/api/v1/switches/{scope:path}"): _operate(
+        "Let a scope of this key's tenant work again.", "Reset",
+        parameters={"scope": {"type": "string", "description": "as it was tripped: run:R, key:T/N …"}},
+    ),
     ("GET", "/api/v1/runs/{run}/events"): _events(
         "A run of this key's tenant while it goes on, until it is over. Each event's data is a RunProgress.",
         parameters={"run": {"type": "string", "description": "the run's id"}},
@@ -288,6 +324,18 @@ _LANE: Schema = _object(
     "borrowed of them in the other lane's slots; lent: slots of this lane that the other one uses; waiting: calls in "
     "line; limit: how many may be busy here now; calls_left, tokens_left: what may leave at once, null without a rate, "
     "below 0 after more was used than expected"
+}
+
+_WITH_COST = _object(
+    {"calls": MAYBE_WHOLE, "cost": _maybe(DECIMAL), "in_doubt": _maybe(DECIMAL)}, optional=["in_doubt"]
+)
+_COST: Schema = {
+    **dict.fromkeys((*DIMENSIONS, "api_key"), TEXT),
+    **dict.fromkeys(("calls", "tokens", "input_tokens", "output_tokens", "reused"), WHOLE),
+    **dict.fromkeys(("unpriced", "items", "quarantined", "accepted"), MAYBE_WHOLE),
+    **dict.fromkeys(("cost", "cost_per_item", "cost_per_accepted"), _maybe(DECIMAL)),
+    **dict.fromkeys(("retries", "refusals", "waste"), _WITH_COST),
+    "saved": _object(dict.fromkeys(("memo", "router", "packing"), _maybe(DECIMAL))),
 }
 
 SCHEMAS: Mapping[str, Schema] = {
@@ -406,7 +454,7 @@ SCHEMAS: Mapping[str, Schema] = {
         }
     ) | {"description": "OpenAI's clients read some of it, Anthropic's the others"},
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}, more=True),
-    "Health": _object({"status": {"const": "ok"}}),
+    "Health": _object({"status": {"enum": ["ok", "degraded"]}}),
     "Draining": _object({"status": {"const": "draining"}}),
     "Description": _object({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}, more=True),
     "Probe": _object(
@@ -415,9 +463,10 @@ SCHEMAS: Mapping[str, Schema] = {
             "tokens": WHOLE, "cost": _maybe(DECIMAL),
         }
     ),
-    "Price": _object(
-        {name: _maybe(DECIMAL) for name in ("input", "output", "cache_read", "cache_write")}
-    ) | {"description": "currency per million tokens"},
+    "Price": _object({"id": TEXT, "from": TEXT, "input": DECIMAL, "output": DECIMAL}, more=True) | {
+        "description": "currency per million tokens of each kind that is priced apart; per one request, web search or "
+        "accelerator-second; the id stands in every entry that was charged by it"
+    },
     "Lanes": _object({"source": {"const": "live"}, "online": _LANE, "batch": _LANE}) | {
         "description": "as the process that answers sees them at this moment"
     },
@@ -442,13 +491,44 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "Budget": _object(
         {
-            "scope": TEXT, "window": TEXT, "money": _maybe(_object(dict.fromkeys(_LIMITS, DECIMAL))),
-            "tokens": _maybe(_object(_LIMITS)),
+            "scope": TEXT, "window": TEXT,
+            **dict.fromkeys(
+                ("money", "seconds", "accelerator_seconds"), _maybe(_object(dict.fromkeys(_LIMITS, DECIMAL)))
+            ),
+            **dict.fromkeys(("tokens", "calls"), _maybe(_object(_LIMITS))),
         }
     ),
     "Budgets": _object({"currency": TEXT, "budgets": _list(_ref("Budget"))}),
+    "Cost": _object(_COST, optional=(*DIMENSIONS, "api_key")),
+    "Costs": _object(
+        {
+            "currency": TEXT, "since": MAYBE_TEXT, "until": MAYBE_TEXT, "by": _list({"enum": list(DIMENSIONS)}),
+            "total": _maybe(DECIMAL), "overall": _ref("Cost"), "rows": _list(_ref("Cost")),
+            "has_more": {"type": "boolean"}, "estimated": _list(TEXT),
+        }
+    ) | {
+        "description": "null is unknown; rows are the dearest, and has_more says that there are others; estimated "
+        "names what rests on other prices for the same tokens"
+    },
     "Switch": _object({"scope": TEXT, "cause": TEXT, "actor": TEXT, "tripped": INSTANT}),
     "Switches": _object({"switches": _list(_ref("Switch"))}),
+    "Trip": _object(
+        {
+            "scope": TEXT | {"description": "tenant:T, key:T/N, workflow:T/W, run:R or item:R/ID"},
+            "reason": TEXT | {"description": "it enters the ledger", "minLength": 1, "maxLength": 500},
+        },
+        optional=("reason",),
+        more=True,
+    ),
+    "Tripped": _object({"scope": TEXT, "tripped": {"const": True}, "report": _maybe(_ref("KillReport"))}),
+    "Reset": _object({"scope": TEXT, "tripped": {"const": False}}),
+    "KillReport": _object(
+        {
+            "steps": WHOLE, "records": WHOLE,
+            "acknowledgements": _list(_object({"process": TEXT, "steps": WHOLE, "delay_ms": {"type": "number"}})),
+            "tokens_after": MAYBE_WHOLE, "saved": _maybe(DECIMAL), "booked": _maybe(DECIMAL), "currency": TEXT,
+        }
+    ),
     "RunProgress": _object(
         {
             "run": TEXT, "flow": TEXT, "status": TEXT, "reason": TEXT,

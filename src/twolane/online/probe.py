@@ -27,7 +27,7 @@ from twolane.domain.schema import judge, reply_schema
 from twolane.errors import NotFound, UpstreamError
 from twolane.kernel import Answer, Kernel, Request, ledger
 from twolane.online.counters import Counters, Silent
-from twolane.rules import pricing, probing
+from twolane.rules import probing, reading
 from twolane.rules.probing import Departure, Finding, Heard, Load, Verdict
 from twolane.store import Store, Transaction
 
@@ -62,7 +62,8 @@ class Ball(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe found, and what it took. `pico` is None where the upstream is unpriced."""
+    """What a probe found, and what its answered calls took. `pico` is None where the upstream is unpriced, or none was
+    answered."""
 
     upstream: str
     model: str
@@ -174,7 +175,7 @@ async def _count(kernel: Kernel, name: str, answers: list[Answer], findings: lis
         probing.judge_counts(
             heard,
             prompt_bytes=sum(len(message.content.encode()) for message in _COUNT),
-            bound_tokens=pricing.input_bound(call),
+            bound_tokens=reading.input_bound(call),
         ),
         probing.judge_limit(heard, asked=COUNTED_TOKENS),
         probing.judge_rates(headers),

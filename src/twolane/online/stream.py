@@ -22,7 +22,6 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _UNFIT = re.compile(rb"[^\x20-\x7e]")
-_JSON: list[Header] = [(b"content-type", b"application/json")]
 _EVENTS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -154,10 +153,12 @@ class Exchange:
         """The whole answer, as JSON."""
         await self.answer_bytes(status, orjson.dumps(fields), headers)
 
-    async def answer_bytes(self, status: int, body: bytes, headers: list[Header] | None = None) -> None:
-        """The whole answer, as JSON that is written already."""
-        length = (b"content-length", b"%d" % len(body))
-        await self._start(status, [*_JSON, length, *(headers or ())])
+    async def answer_bytes(
+        self, status: int, body: bytes, headers: list[Header] | None = None, *, kind: bytes = b"application/json"
+    ) -> None:
+        """The whole answer, as bytes that are written already."""
+        told = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        await self._start(status, [*told, *(headers or ())])
         await self._send({"type": "http.response.body", "body": body})
 
     async def begin_stream(self) -> None:

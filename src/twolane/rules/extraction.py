@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 
 import jsonschema_rs
 
+from twolane.rules.numbers import numbers_in
 from twolane.rules.passages import MIN_CHARS
-from twolane.rules.ranking import Index, Question, Scores, ask, content_stems, join, read, score, stems, tighten
+from twolane.rules.ranking import Index, Question, Scores, ask, join, read, score, stems, tighten
 
 # Chosen on 60 contracts with expert labels (`python tests/load/extraction_quality.py PATH --half tune`), where presence
 # was wrongly claimed about as often as wrongly denied; the same script without `--half` measures the other 60.
@@ -48,36 +49,6 @@ _GENERIC = frozenset(
 )
 """Names that say nothing about what is asked; the instruction or the enclosing field does."""
 _YES, _NO = frozenset({"yes", "true", "present", "y"}), frozenset({"no", "false", "absent", "n"})
-_DIGITS = re.compile(
-    r"(?<![\w.,])[-–]?\d+(?:[,'\u00a0 ]\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)|(?<![\w.,])[-–]?\d+(?:,\d+)?(?!\w)"
-)
-_ONES = {
-    word: number
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen".split()
-    )
-}
-_TENS = {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
-_SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-_NUMBER_WORDS = frozenset(_ONES) | frozenset(_TENS) | frozenset(_SCALES)
-_NUMBER_WORD = "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True))
-_IN_WORDS = re.compile(rf"\b(?:{_NUMBER_WORD})\b(?:(?:\s+and\s+|[\s-]+)(?:{_NUMBER_WORD})\b)*", re.IGNORECASE)
-_TIMES = ("second", "minute", "hour", "day", "week", "month", "quarter", "year")
-_CURRENCIES = ("$", "€", "£", "USD", "EUR", "GBP", "PLN")
-_MEASURES = {
-    "percent": re.compile(r"\s*\)?\s*(?:%|per\s?cent)", re.IGNORECASE),
-    "money": re.compile(r"\s*\)?\s*(?:dollars|euros?|usd|eur|gbp|pln|zł|[$€£])", re.IGNORECASE),
-    **{
-        unit: re.compile(rf"\s*\)?\s*(?:(?:calendar|business|working|consecutive)\s+)?{unit}", re.IGNORECASE)
-        for unit in _TIMES
-    },
-}
-_ASKS_MEASURE = {
-    "percent": re.compile(r"percent|per cent|%|\brates?\b", re.IGNORECASE),
-    "money": re.compile(r"amount|price|money|fees?\b|cost|\bsum\b|usd|eur\b|dollar|euro|payment", re.IGNORECASE),
-    **{unit: re.compile(rf"{unit}s?(?:\b|_)", re.IGNORECASE) for unit in _TIMES},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +70,6 @@ class _Filled(NamedTuple):
     """Leaves that came from the text."""
     is_complete: bool = True
     """False where a required property had to be left out."""
-
-
-class _Number(NamedTuple):
-    value: float
-    start: int
-    end: int
 
 
 _ABSENT: Final = None
@@ -397,7 +362,7 @@ class _Filler:
         numbers = range(len(index.units)) if is_short else self._best(question, index, MAX_ANSWERS, has_label)
         wanted = f"{name} {schema.get('description') or ''}"
         for number in numbers:
-            for value in _numbers_in(index.passage(number), wanted, question):
+            for value in numbers_in(index.passage(number), wanted, question.words):
                 fitting = _fits(value, schema)
                 if fitting is not None:
                     return _Filled(fitting, 1)
@@ -546,51 +511,6 @@ def _explained(value: str, values: list[object], description: str) -> str:
     ending = r"[;\n]|\.\s|\)(?=\s*[,;.]|$)"
     ends = re.search(rf"{ending}|,\s*['\"`]?(?:{others})['\"`]?\s*[:=–—(]" if others else ending, rest)
     return rest[: ends.start()] if ends else rest
-
-
-def _numbers_in(passage: str, wanted: str, question: Question) -> list[float]:
-    """The numbers of a passage, the likeliest first: those of the unit asked for, then by nearness to the question."""
-    found = [*_digits(passage), *_in_words(passage)]
-    measures = [name for name, asks in _ASKS_MEASURE.items() if asks.search(wanted)]
-    near = [m.start() for m in re.finditer(r"[^\W_]+", passage) if set(content_stems(m[0])) & set(question.words)]
-    ranked = []
-    for number in found:
-        has_unit = any(
-            _MEASURES[name].match(passage, number.end) is not None
-            or (name == "money" and passage[max(0, number.start - 4) : number.start].rstrip().endswith(_CURRENCIES))
-            for name in measures
-        )
-        distance = min((abs(number.start - place) for place in near), default=0)
-        ranked.append((not has_unit, distance, number.start, number.value))
-    return [value for *_, value in sorted(ranked)]
-
-
-def _digits(passage: str) -> Iterator[_Number]:
-    for match in _DIGITS.finditer(passage):
-        plain = re.sub(r"[,'\u00a0 ](?=\d{3})", "", match[0]).replace("–", "-").replace(",", ".")
-        scale = re.match(r"\s*(hundred|thousand|million|billion)\b", passage[match.end() :], re.IGNORECASE)
-        factor = _SCALES[scale[1].lower()] if scale else 1
-        yield _Number(float(plain) * factor, match.start(), match.end() + (scale.end() if scale else 0))
-
-
-def _in_words(passage: str) -> Iterator[_Number]:
-    for match in _IN_WORDS.finditer(passage):
-        words = [word for word in re.split(r"[\s-]+", match[0].lower()) if word != "and"]
-        # "thirty (30) days": the unit stands after the digits in brackets
-        digits = re.match(r"\s*\(\s*\d[\d,.]*\s*\)?", passage[match.end() :])
-        yield _Number(_spoken(words), match.start(), match.end() + (digits.end() if digits else 0))
-
-
-def _spoken(words: Sequence[str]) -> float:
-    total, group = 0, 0
-    for word in words:
-        if word in _SCALES and word != "hundred":
-            total, group = total + max(group, 1) * _SCALES[word], 0
-        elif word == "hundred":
-            group = max(group, 1) * 100
-        else:
-            group += _ONES.get(word, 0) + _TENS.get(word, 0)
-    return float(total + group)
 
 
 def _fits(value: float, schema: Mapping[str, object]) -> int | float | None:

@@ -3,192 +3,162 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields
 
-import orjson
-
-from twolane.domain.records import Bound, Kind, ModelCall, Price, Usage
-
-_SCHEMA_WORDS = 128
-"""Bytes of the words that ask for a schema where a server does not take it as such."""
-_TOOL_WORDS = 1_024
-"""Tokens of the words around tools that an upstream adds itself (Anthropic names 264 to 530, by model and choice)."""
-_OWN_TOOL_WORDS = 2_048
-"""Tokens of the description of one of Anthropic's own tools, which a request only names (it says 245 to 1,234)."""
-_PICTURE_TOKENS = 16_384
-"""What a picture counts, however few or many bytes it is packed into: Qwen2-VL scales to at most that many, Anthropic
-to less; a photograph of 12 megapixels is about 14,400 on the dearest model measured in public."""
-
-_OWN_TOOLS = ("bash_", "text_editor_", "computer_2", "memory_")
-"""Anthropic's tools that the client runs; the others run there, and read what nobody here can bound."""
-_BOUNDED = frozenset(
-    "cache_control context_management diagnostics max_tokens messages metadata model output_config output_format "
-    "service_tier stop_sequences stream system temperature thinking tool_choice tools top_k top_p".split()
+from twolane.domain.canonical import canonical_json, digest
+from twolane.domain.money import MAX_PICO, decimal_string
+from twolane.domain.records import (
+    INPUT_KINDS,
+    OUTPUT_KINDS,
+    WEB_SEARCH,
+    Bound,
+    Energy,
+    Kind,
+    ModelCall,
+    Price,
+    Usage,
 )
-"""Fields of a native request that cost no more than the bytes and tokens in it."""
+from twolane.rules.reading import input_bound, measure, read_bound
+
+# ── what was used ──
 
 
-def charge(usage: Usage, price: Price) -> int:
-    """What an attempt cost, in picounits. Cached tokens are part of `input_tokens`; a missing cache price is the input
-    price, a missing cache count is none cached."""
-    read = min(usage.cache_read_tokens or 0, usage.input_tokens)
-    written = min(usage.cache_write_tokens or 0, usage.input_tokens - read)
-    plain = usage.input_tokens - read - written
-    return (
-        plain * price.input
-        + read * (price.input if price.cache_read is None else price.cache_read)
-        + written * (price.input if price.cache_write is None else price.cache_write)
-        + usage.output_tokens * price.output
-    )
+def charge(usage: Usage, price: Price, accelerator_us: int = 0) -> int:
+    """What an attempt cost, in picounits: every token once, at the price of the narrowest kind it is known to be of,
+    all of them at that of the tier which the input reaches. A missing count of a kind is none of it; counts that
+    contradict each other are cut to what contains them. Time counts up to the longest a call may take. What would not
+    fit into 64 bits is the most that does."""
+    rates = rates_of(price, usage.input_tokens) if price.tiers else price
+    all_read, said = usage.input_tokens, usage.output_tokens
+    read_rate = rates.input if rates.cache_read is None else rates.cache_read
+    write_rate = rates.input if rates.cache_write is None else rates.cache_write
+    read = min(usage.cache_read_tokens or 0, all_read)
+    written = min(usage.cache_write_tokens or 0, all_read - read)
+    plain = all_read - read - written
+    pico = plain * rates.input + read * read_rate + written * write_rate + said * rates.output
+    if rates.cache_write_1h is not None:
+        pico += min(usage.cache_write_1h_tokens or 0, written) * (rates.cache_write_1h - write_rate)
+    if rates.reasoning is not None:
+        thought = min(usage.reasoning_tokens or 0, said)
+        pico += thought * (rates.reasoning - rates.output)
+        said -= thought
+    if usage.kinds and rates.kinds:
+        pico += _apart(usage.kinds, rates, plain=plain, read=read, said=said)
+    if price.request and (all_read or said):
+        pico += price.request
+    if accelerator_us:
+        pico += _time_cost(min(accelerator_us, price.longest_accelerator_us or accelerator_us), price)
+    return min(pico, MAX_PICO)
 
 
-def input_bound(call: ModelCall, overhead_tokens: int = 8) -> int:
-    """The most input tokens this call can have: the UTF-8 bytes of everything the model may read (a byte-level token
-    covers at least one byte) plus `overhead_tokens` per message for the upstream's template.
-
-    Source: notes on token counting; characters ÷ 4 under-counts up to three times.
-    """
-    return read_bound(call.measured or measure(call), overhead_tokens)
-
-
-def read_bound(measured: tuple[int, int], overhead_tokens: int = 8) -> int:
-    """The same from what `measure` found."""
-    size, messages = measured
-    return size + overhead_tokens * (messages + 1)
+def rates_of(price: Price, input_tokens: int) -> Price:
+    """The price that holds for all of a call of this size."""
+    rates = price
+    for above, tier in price.tiers:
+        if input_tokens > above:
+            rates = tier
+    return rates
 
 
-def measure(call: ModelCall) -> tuple[int, int]:
-    """What the bound on a call's input is made of: bytes, with what stands for more than its bytes, and messages."""
-    if call.raw_messages is not None:
-        size, messages = len(orjson.dumps(call.raw_messages)) - _packed(call.raw_messages), len(call.raw_messages)
-    else:
-        size, messages = sum([_bytes(message.content) for message in call.messages]), len(call.messages)
-    if call.kind is Kind.EMBEDDINGS:
-        messages = inputs(call)  # each stands alone, with the marks and words that the model puts around it
-    if call.schema is not None:
-        size += len(call.schema.text) + _SCHEMA_WORDS
-    if call.extras:
-        size += len(orjson.dumps(dict(call.extras)))  # any of them may reach the prompt: tools, documents, templates
-    if call.native is not None:
-        # One or the other is sent, as the upstream speaks that dialect or not; the client's own may hold more.
-        told = _list(call.native.body.get("messages"))
-        size = max(size, len(orjson.dumps(dict(call.native.body))) - _packed(told))
-        messages = max(messages, len(told))
-    return size + _added_tokens(call), messages
+def _apart(counts: Mapping[str, int], rates: Price, *, plain: int, read: int, said: int) -> int:
+    """What kinds with a price of their own cost more, or less, than what they are a part of."""
+    costs, more = dict(rates.kinds), counts.get(WEB_SEARCH, 0) * dict(rates.kinds).get(WEB_SEARCH, 0)
+    read_rate = rates.input if rates.cache_read is None else rates.cache_read
+    for kind in INPUT_KINDS:
+        count = counts.get(f"input_{kind}", 0)
+        fresh_rate = costs.get(f"input_{kind}", rates.input)
+        cached_rate = costs.get(f"cache_read_{kind}", costs.get(f"input_{kind}", read_rate))
+        known = min(counts.get(f"cache_read_{kind}", 0), count)
+        cached = min(max(known, count - plain), read)  # what is more than was read anew came from the cache
+        fresh = min(count - cached, plain)
+        more += fresh * (fresh_rate - rates.input) + cached * (cached_rate - read_rate)
+        plain, read = plain - fresh, read - cached
+    for kind in OUTPUT_KINDS:
+        count = min(counts.get(kind, 0), said)
+        more += count * (costs.get(kind, rates.output) - rates.output)
+        said -= count
+    return more
 
 
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def accelerator_us(total_us: int, accelerators: int, slots: int) -> int:
+    """Accelerator time of a call that took `total_us` on one of an upstream's slots, rounded up: all slots at work are
+    all accelerators at work."""
+    return -(-total_us * accelerators // slots)
 
 
-def inputs(call: ModelCall) -> int:
-    """How many embeddings a call asks for: one for a text or a list of tokens, else one for each member of `input`."""
-    asked = call.extras.get("input")
-    return len(asked) if isinstance(asked, list) and asked and not isinstance(asked[0], int) else 1
+def _time_cost(used_us: int, price: Price) -> int:
+    return -(-used_us * price.accelerator_second // 1_000_000)
 
 
-def _added_tokens(call: ModelCall) -> int:
-    """Tokens that stand for something of which the request holds only a name or a packed form."""
-    if call.raw_messages is None and call.native is None and "tools" not in call.extras:
-        return 0  # text alone, as most calls are
-    kinds = [str(tool.get("type")) for tool in _tools(call) if isinstance(tool, dict)]
-    tools = _TOOL_WORDS * bool(kinds) + _OWN_TOOL_WORDS * sum(kind.startswith(_OWN_TOOLS) for kind in kinds)
-    return tools + _PICTURE_TOKENS * sum(part.get("type") in ("image", "image_url") for part in _parts(_told(call)))
+def energy_mj(usage: Usage, energy: Energy) -> int:
+    """What an attempt drew, in millijoules, rounded up."""
+    return -(-(usage.input_tokens * energy.input + usage.output_tokens * energy.output) // 1000)
 
 
-def _packed(messages: object) -> int:
-    """Bytes of the pictures in messages: nobody reads them as text."""
-    return sum(len(_picture(part)) for part in _parts(messages))
+# ── a price as others read it ──
 
 
-def _picture(part: Mapping[str, object]) -> str:
-    """The packed form of a picture, empty where this is none, or one by address."""
-    source, held = part.get("source"), part.get("image_url")
-    if part.get("type") == "image" and isinstance(source, dict) and str(source.get("media_type")).startswith("image/"):
-        return data if isinstance(data := source.get("data"), str) else ""
-    address = held.get("url") if isinstance(held, dict) else held
-    is_packed = part.get("type") == "image_url" and isinstance(address, str) and address.startswith("data:image/")
-    return str(address) if is_packed else ""
+def price_id(price: Price) -> str:
+    """Twelve hexadecimal digits that name a price: equal for equal prices from the same source, and recorded with all
+    that is charged by it."""
+    return digest(canonical_json(_form(price)))[:12]
 
 
-def _told(call: ModelCall) -> object:
-    """The messages with all their parts, as the client wrote them."""
-    if call.native is None:
-        return call.raw_messages
-    body = call.native.body
-    return [*_list(body.get("messages")), {"content": body.get("system")}]
+def _form(price: Price) -> dict[str, object]:
+    form = {each.name: getattr(price, each.name) for each in fields(price) if each.init}
+    return form | {"tiers": [[above, _form(tier)] for above, tier in price.tiers]}
 
 
-def _tools(call: ModelCall) -> list[object]:
-    tools = _list(call.extras.get("tools"))
-    return _list(call.native.body.get("tools")) or tools if call.native is not None else tools
+def price_fields(price: Price) -> dict[str, object]:
+    """A price as decimal strings per million tokens; a request, a web search and an accelerator's second by the one."""
+    rates = {"input": price.input, "output": price.output}
+    rates |= {name: rate for name in _APART if (rate := getattr(price, name)) is not None} | dict(price.kinds)
+    once = {
+        "request": price.request,
+        "accelerator_second": price.accelerator_second,
+        WEB_SEARCH: rates.pop(WEB_SEARCH, 0),
+    }
+    told: dict[str, object] = {name: decimal_string(rate * 1_000_000) for name, rate in rates.items()}
+    told |= {name: decimal_string(rate) for name, rate in once.items() if rate}
+    if price.tiers:
+        told["tiers"] = [{"above": above, **price_fields(tier)} for above, tier in price.tiers]
+    return told
 
 
-def _parts(messages: object) -> Iterator[Mapping[str, object]]:
-    """Every part of every message, those in the results of tools and in documents too."""
-    todo = _list(messages)
-    while todo:
-        part = todo.pop()
-        if isinstance(part, dict):
-            source = part.get("source")
-            todo += [*_list(part.get("content")), *_list(source.get("content") if isinstance(source, dict) else None)]
-            yield part
+_APART = ("cache_read", "cache_write", "cache_write_1h", "reasoning")
 
 
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-def unbounded_part(call: ModelCall) -> str | None:
-    """What in this call has no bound in tokens: something the upstream would fetch from an address of its own, or a
-    service of its own that it would use. None where everything is in the request itself."""
-    for message in call.raw_messages or ():
-        parts = message.get("content")
-        for part in parts if isinstance(parts, list) else ():
-            kind = str(part.get("type")) if isinstance(part, dict) else ""
-            held = part.get(kind) if isinstance(part, dict) else None
-            address = held.get("url") or held.get("file_id") if isinstance(held, dict) else held
-            if kind in ("image_url", "file", "video_url", "audio_url") and not str(address).startswith("data:"):
-                return f"{kind} by address"
-    for part in _parts(_told(call)):
-        source = part.get("source")
-        if part.get("type") in ("image", "document") and isinstance(source, dict):
-            if source.get("type") in ("url", "file"):
-                return f"{part['type']} by address"
-            if part["type"] == "document" and source.get("type") == "base64":
-                return "document in a packed form"
-    for tool in _tools(call):
-        kind = str(tool.get("type")) if isinstance(tool, dict) else ""
-        if kind not in ("", "None", "function", "custom") and not kind.startswith(_OWN_TOOLS):
-            return f"tool {kind}"
-    if call.native is not None:
-        return _unbounded_field(call.native.body)
-    return next((name for name in ("web_search_options", "service_tier") if call.extras.get(name)), None)
-
-
-def _unbounded_field(body: Mapping[str, object]) -> str | None:
-    """The field of a native request that may make it dearer than its tokens: another model, a faster or a nearer one,
-    servers it would use, a longer conversation kept elsewhere."""
-    if body.get("service_tier") not in (None, "auto", "standard_only"):
-        return "service_tier"
-    edits = body.get("context_management")
-    kept = _list(edits.get("edits")) if isinstance(edits, dict) else []
-    if not all(isinstance(edit, dict) and str(edit.get("type")).startswith("clear_") for edit in kept):
-        return "context_management"
-    return next((name for name, value in body.items() if value and name not in _BOUNDED), None)
+# ── the most it can use ──
 
 
 def upper_bound(call: ModelCall, price: Price | None) -> Bound:
-    """The most this call can use: bytes in, `max_tokens` out for each of `n` choices, no cache discount assumed; a
-    dearer cache is. `pico` is None without a price."""
-    overhead = price.overhead_tokens if price else 8
-    read = input_bound(call, overhead)
+    """The most this call can use: all it can read, `max_tokens` out for each of `n` choices, all of it of the dearest
+    kind and tier it can be of, no cache discount assumed, and the longest time. `pico` is None without a price."""
+    read = input_bound(call, price.overhead_tokens if price else 8)
     written = call.max_tokens * choices(call.extras)
     if price is None:
         return Bound(None, read + written)
-    dearest = max(price.input, price.cache_read or 0, price.cache_write or 0)
-    return Bound(read * dearest + written * price.output, read + written)
+    input_rate, output_rate = _dearest(call, price, read)
+    pico = read * input_rate + written * output_rate + price.request
+    if price.accelerator_second:
+        pico += _time_cost(price.longest_accelerator_us, price)
+    return Bound(pico, read + written)
+
+
+def _dearest(call: ModelCall, price: Price, read: int) -> tuple[int, int]:
+    """The dearest that a token in and one out can be. Plain text holds no sound, and asks for no hour-long cache."""
+    is_text = _is_text(call)
+    input_rate, output_rate = price.dearest_text if is_text else price.dearest_input, price.dearest_output
+    for above, tier in price.tiers:
+        if read > above:
+            input_rate = max(input_rate, tier.dearest_text if is_text else tier.dearest_input)
+            output_rate = max(output_rate, tier.dearest_output)
+    return input_rate, output_rate
+
+
+def _is_text(call: ModelCall) -> bool:
+    return call.raw_messages is None and call.native is None and call.kind is Kind.CHAT
 
 
 def affordable_tokens(call: ModelCall, price: Price | None, *, pico: int | None, tokens: int | None) -> int:
@@ -196,12 +166,15 @@ def affordable_tokens(call: ModelCall, price: Price | None, *, pico: int | None,
 
     `pico` and `tokens` are what remains, None for no limit.
     """
-    empty = upper_bound(_with_output(call, 0), price)
+    empty = upper_bound(call.sized(call.model, 0), price)
     count, fits = choices(call.extras), []
-    if pico is not None and price is not None and price.output > 0:
-        fits.append((pico - (empty.pico or 0)) // (price.output * count))
-    elif pico is not None and price is not None and (empty.pico or 0) > pico:
-        fits.append(0)
+    if pico is not None and price is not None:
+        rate = _dearest(call, price, empty.tokens)[1]
+        left = pico - (empty.pico or 0)
+        if rate > 0:
+            fits.append(left // (rate * count))
+        elif left < 0:
+            fits.append(0)
     if tokens is not None:
         fits.append((tokens - empty.tokens) // count)
     return min([call.max_tokens, *fits])
@@ -214,22 +187,26 @@ def choices(extras: Mapping[str, object]) -> int:
 
 
 def is_beyond(usage: Usage, call: ModelCall) -> bool:
-    """True where an upstream reports more than this call could use: it is booked as told, and marked."""
+    """True where an upstream reports more than this call could use, or what plain text cannot: it is booked as told,
+    and marked."""
+    if _is_text(call) and (usage.cache_write_1h_tokens or any(not n.startswith("output_") for n in usage.kinds or ())):
+        return True
     return usage.output_tokens > call.max_tokens * choices(call.extras) or usage.input_tokens > input_bound(call)
-
-
-def _with_output(call: ModelCall, max_tokens: int) -> ModelCall:
-    return replace(call, max_tokens=max_tokens)
 
 
 def estimate(call: ModelCall, output_bytes: int) -> Usage:
     """Usage where the upstream did not say: four bytes a token, marked as estimated, and never more than the call may
     use. For settling only, never to bound."""
     written = min(-(-output_bytes // 4), call.max_tokens * choices(call.extras))
-    return Usage(input_tokens=-(-input_bound(call) // 4), output_tokens=written, estimated=True)
+    return Usage(input_tokens=_expected_input(call), output_tokens=written, estimated=True)
 
 
 def expected_tokens(call: ModelCall) -> int:
-    """What a rate of tokens is asked for: four bytes a token of everything the model may read, and all that it may
-    write, as providers count it themselves."""
-    return -(-input_bound(call) // 4) + call.max_tokens * choices(call.extras)
+    """What a rate of tokens is asked for: what the model may read, as its tokenizer counts it or at four bytes a token,
+    and all that it may write, as providers count it themselves."""
+    return _expected_input(call) + call.max_tokens * choices(call.extras)
+
+
+def _expected_input(call: ModelCall) -> int:
+    size = call.measured or measure(call)
+    return read_bound(size) if size.tokens is not None else -(-read_bound(size) // 4)

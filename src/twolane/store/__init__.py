@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
+from twolane.telemetry import Histogram
+
 Value = int | str | bytes | float | None
 Row = Mapping[str, Any]
 """A row by column name. Any: SQL columns have the types the schema gives them."""
@@ -31,6 +33,10 @@ class Transaction(Protocol):
 
     cache: dict[str, Any]
     """Lives as long as this transaction; for state that many works of one group share. Any: each key has its own."""
+    policy: dict[Any, Any]
+    """The same for what follows from switches, keys and budgets: emptied when one of them changes."""
+    changes_policy: bool
+    """One of them has changed: the epoch that is read here may never be committed, and be another one's later."""
 
     def run(self, query: str, **values: Value) -> int:
         """Write. Gives the number of rows touched, or what the query RETURNs: the new row's id."""
@@ -53,6 +59,13 @@ class Transaction(Protocol):
         ...
 
 
+def unwaited(work: asyncio.Future[Any]) -> None:  # Any: each work has its own answer
+    """Done-callback of a work that nobody waits for, or not everybody: its error counts as seen, and Python does not
+    warn of it. Whoever needs the answer awaits the future all the same."""
+    if not work.cancelled():
+        work.exception()
+
+
 def gather(tx: Transaction, query: str, **values: Value) -> None:
     """Write a row before the commit, together with those that other works of the group gather for the same query. For
     rows that nobody reads inside the transaction: a call to the database for each of them was a third of a group's
@@ -69,6 +82,11 @@ def gather(tx: Transaction, query: str, **values: Value) -> None:
 class Store(Protocol):
     """One database. Writes are durable once they return; reads see every write that returned before. Every method
     raises StoreError where the database cannot be reached, read or written."""
+
+    @property
+    def commits(self) -> Histogram:
+        """How long this process's group commits took."""
+        ...
 
     def submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
         """Hand `work` to the writer without waiting: one message, no await. The future ends after the commit, or with

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from twolane.errors import Fenced, StoreError
 from twolane.store import Row, Transaction, Value
+from twolane.telemetry import Histogram
 
 T = TypeVar("T")
 
@@ -83,18 +84,23 @@ class _Group:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.cache: dict[str, Any] = {}  # Any: each key has its own
+        self.policy: dict[Any, Any] = {}
+        self.changes_policy = False
         self._closing: list[Callable[[], object]] = []
-        self._policy: dict[tuple[str, Value], Sequence[Row]] = {}
 
     def run(self, query: str, **values: Value) -> int:
         if query in POLICY:
-            self._policy.clear()
+            self._change_policy()
         return self._session.change(query, values)
 
     def run_many(self, query: str, rows: Sequence[Mapping[str, Value]]) -> int:
         if query in POLICY:
-            self._policy.clear()
+            self._change_policy()
         return self._session.change_many(query, rows)
+
+    def _change_policy(self) -> None:
+        self.policy.clear()
+        self.changes_policy = True
 
     def one(self, query: str, **values: Value) -> Row | None:
         rows = self.all(query, **values)
@@ -104,9 +110,10 @@ class _Group:
         if query not in _POLICY_QUESTIONS:
             return self._session.ask(query, values)
         key = (query, values.get("scope"))
-        if key not in self._policy:
-            self._policy[key] = self._session.ask(query, values)
-        return self._policy[key]
+        rows: Sequence[Row] | None = self.policy.get(key)
+        if rows is None:
+            rows = self.policy[key] = self._session.ask(query, values)
+        return rows
 
     def before_commit(self, work: Callable[[], object]) -> None:
         self._closing.append(work)
@@ -124,6 +131,7 @@ class Writer:
         self._session, self._where, self._rest_s = session, where, rest_s
         self._queue: deque[_Work] = deque()
         self._wake = threading.Event()
+        self.commits = Histogram()
         self._is_closing = False
         self._thread = threading.Thread(target=self._write_groups, name="twolane-writer", daemon=True)
         self._thread.start()
@@ -153,8 +161,11 @@ class Writer:
             while self._queue:
                 time.sleep(max(0.0, rested - time.monotonic()))
                 group = [self._queue.popleft() for _ in range(min(GROUP, len(self._queue)))]
+                began = time.monotonic()
                 self._commit(group)
-                rested = time.monotonic() + self._rest_s
+                ended = time.monotonic()
+                self.commits.add(int((ended - began) * 1_000_000))
+                rested = ended + self._rest_s
                 _deliver(group)
             if self._is_closing and not self._queue:
                 self._session.close()

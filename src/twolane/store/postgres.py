@@ -25,6 +25,7 @@ from twolane.errors import StoreError
 from twolane.store import FRESH_S, Row, Transaction, Value
 from twolane.store.groups import POLICY, Writer
 from twolane.store.sql import SCHEMA_VERSION, postgres_queries, postgres_script
+from twolane.telemetry import Histogram
 
 T = TypeVar("T")
 _Connection = psycopg.Connection[dict[str, Any]]  # Any: columns have the types the schema gives them
@@ -131,6 +132,10 @@ class PostgresStore:
         return connection
 
     # ── writing ──
+
+    @property
+    def commits(self) -> Histogram:
+        return self._writer.commits
 
     def submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
         return self._writer.submit(work)

@@ -17,18 +17,22 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from twolane.errors import Fenced, StoreError
-from twolane.store import Store
+from twolane.store import Store, unwaited
 
 BEAT_S = 1.0
 DEAD_BEATS = 5
 LOST_BEATS = 3
+STILL_BEATS = 15
+"""So long may the event loop stand still before the log says where."""
 
 _LOG = logging.getLogger("twolane.store")
 
@@ -50,6 +54,9 @@ class Presence:
         self._told: set[str] = set()
         self._written = time.monotonic()
         self._is_buried = self._was_lost = False
+        self._turns = 0
+        """Of the event loop, as it ticks."""
+        self._loop_thread = threading.get_ident()
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -139,7 +146,7 @@ class Presence:
         self._ticker.cancel()
         self._leaving.set()
         self._thread.join(LOST_BEATS * self._beat_s)
-        self._store.submit(lambda tx: tx.run("bury", name=self.name)).add_done_callback(_notice)
+        self._store.submit(lambda tx: tx.run("bury", name=self.name)).add_done_callback(unwaited)
 
     def close(self) -> None:
         """Let go of the lock. After the store was closed: what is on its way to the disk is still a living one's."""
@@ -149,7 +156,11 @@ class Presence:
     # ── in the beat's own thread ──
 
     def _beat_on(self) -> None:
+        turns, still = 0, 0
         while not self._leaving.wait(self._beat_s):
+            turns, still = self._turns, still + 1 if turns == self._turns else 0
+            if still == STILL_BEATS:
+                self._tell_still()
             began = time.monotonic()
             try:
                 beats = self._store.beat(self.name, patience_s=LOST_BEATS * self._beat_s)
@@ -163,6 +174,18 @@ class Presence:
             self._seen = {name: self._look(name, beat) for name, beat in beats.items() if name != self.name}
             self._written = began
 
+    def _tell_still(self) -> None:
+        frame = sys._current_frames().get(self._loop_thread)
+        where = " < ".join(
+            f"{each.name} ({each.filename}:{each.lineno})" for each in reversed(traceback.extract_stack(frame, limit=4))
+        )
+        _LOG.error(
+            "this process has stood still for %g s in %s: it answers nobody and begins nothing until that returns. "
+            "What computes for long belongs into a tool, which runs in a process of its own",
+            STILL_BEATS * self._beat_s,
+            where,
+        )
+
     def _look(self, name: str, beat: int) -> _Seen:
         before = self._seen.get(name)
         return _Seen(beat, before.looks + 1 if before is not None and before.beat == beat else 0)
@@ -172,6 +195,7 @@ class Presence:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._beat_s / 2)
+            self._turns += 1
             is_lost = self.is_lost
             if is_lost and not self._was_lost:
                 _LOG.error("this process can no longer tell others that it lives: what it has under way is stopped")
@@ -225,9 +249,3 @@ class Locks:
         """Let go."""
         Path(self._file.name).unlink(missing_ok=True)
         self._file.close()
-
-
-def _notice(done: asyncio.Future[int]) -> None:
-    """Mark the future's error as seen: a row that stays behind is found dead by others."""
-    if not done.cancelled():
-        done.exception()

@@ -66,25 +66,32 @@ SELECT * FROM trace_steps WHERE run = :run ORDER BY leaf;
 SELECT * FROM trace_steps ORDER BY leaf DESC LIMIT :count;
 
 -- name: spent_since
--- What was spent from a day on, for a budget that is set later than its period began.
-SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens
+-- What was spent from a day to another, for a budget that is set later than its period began.
+SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens,
+       coalesce(sum(calls), 0) AS calls, coalesce(sum(total_us), 0) AS us,
+       coalesce(sum(accelerator_us), 0) AS accelerator_us
 FROM day_total
-WHERE day >= :since AND tenant = coalesce(:tenant, tenant) AND api_key = coalesce(:api_key, api_key)
-  AND workflow = coalesce(:workflow, workflow);
+WHERE day >= :since AND day <= :until AND tenant = coalesce(:tenant, tenant) AND api_key = coalesce(:api_key, api_key)
+  AND workflow = coalesce(:workflow, workflow) AND upstream = coalesce(:upstream, upstream);
 
 -- name: spent_by_run
 -- What a run has spent.
-SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens
+SELECT coalesce(sum(cost_pico), 0) AS pico, coalesce(sum(input_tokens + output_tokens), 0) AS tokens,
+       coalesce(sum(calls), 0) AS calls, coalesce(sum(total_us), 0) AS us,
+       coalesce(sum(accelerator_us), 0) AS accelerator_us
 FROM run_total WHERE run = :run;
 
 -- name: spent_by_item
 -- What an item of a run has spent.
 SELECT coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS pico,
        coalesce(sum(CAST(json_extract(leaf, '$.input_tokens') AS INTEGER)
-                    + CAST(json_extract(leaf, '$.output_tokens') AS INTEGER)), 0) AS tokens
+                    + CAST(json_extract(leaf, '$.output_tokens') AS INTEGER)), 0) AS tokens,
+       coalesce(sum(CASE WHEN json_extract(leaf, '$.status') = 'unreached' THEN 0 ELSE 1 END), 0) AS calls,
+       coalesce(sum(CAST(json_extract(leaf, '$.total_us') AS INTEGER)), 0) AS us,
+       coalesce(sum(CAST(json_extract(leaf, '$.accelerator_us') AS INTEGER)), 0) AS accelerator_us
 FROM entry
 WHERE run = :run AND item = (SELECT subject FROM item WHERE run = :run AND name = :item)
-  AND kind = 'step' AND json_extract(leaf, '$.status') NOT IN ('reused', 'unreached');
+  AND kind = 'step' AND json_extract(leaf, '$.status') <> 'reused';
 
 -- ── Subjects and bodies ──
 
@@ -105,27 +112,33 @@ INSERT INTO body (subject, sealed) VALUES (:subject, :sealed) RETURNING id;
 -- A sealed body with what unwraps its key.
 SELECT b.sealed, s.id AS subject, s.wrapped FROM body b JOIN subject s ON s.id = b.subject WHERE b.id = :id;
 
+-- name: size_of_body
+-- How much is stored of a body.
+SELECT length(sealed) AS bytes FROM body WHERE id = :id;
+
 -- ── Money ──
 
 -- name: budget
 -- The limit of a scope.
-SELECT scope, period, pico, tokens, source, since FROM budget WHERE scope = :scope;
+SELECT scope, period, pico, tokens, calls, us, accelerator_us, source, since FROM budget WHERE scope = :scope;
 
 -- name: budgets
--- Every limit with what is spent and held in its newest window.
-SELECT b.scope, b.period, b.pico, b.tokens, b.source, b.since FROM budget b ORDER BY b.scope;
+-- Every limit.
+SELECT scope, period, pico, tokens, calls, us, accelerator_us, source, since FROM budget ORDER BY scope;
 
 -- name: set_budget
 -- Set a scope's limit; the later change wins.
-INSERT INTO budget (scope, period, pico, tokens, source, since)
-VALUES (:scope, :period, :pico, :tokens, :source, :since)
+INSERT INTO budget (scope, period, pico, tokens, calls, us, accelerator_us, source, since)
+VALUES (:scope, :period, :pico, :tokens, :calls, :us, :accelerator_us, :source, :since)
 ON CONFLICT (scope) DO UPDATE
-SET period = excluded.period, pico = excluded.pico, tokens = excluded.tokens, source = excluded.source,
-    since = excluded.since;
+SET period = excluded.period, pico = excluded.pico, tokens = excluded.tokens, calls = excluded.calls, us = excluded.us,
+    accelerator_us = excluded.accelerator_us, source = excluded.source, since = excluded.since;
 
 -- name: spending
 -- What is spent and held in a window.
-SELECT spent_pico, held_pico, spent_tokens, held_tokens FROM spending WHERE scope = :scope AND window = :window;
+SELECT spent_pico, spent_tokens, spent_calls, spent_us, spent_accelerator_us,
+       held_pico, held_tokens, held_calls, held_us, held_accelerator_us
+FROM spending WHERE scope = :scope AND window = :window;
 
 -- name: any_spending
 -- Was any budget ever held against?
@@ -137,28 +150,44 @@ SELECT scope, window FROM spending WHERE scope IN (SELECT value FROM json_each(:
 
 -- name: begin_spending
 -- Open a window with what was spent in it before the budget was set.
-INSERT INTO spending (scope, window, spent_pico, spent_tokens) VALUES (:scope, :window, :pico, :tokens)
+INSERT INTO spending (scope, window, spent_pico, spent_tokens, spent_calls, spent_us, spent_accelerator_us)
+VALUES (:scope, :window, :pico, :tokens, :calls, :us, :accelerator_us)
 ON CONFLICT (scope, window) DO NOTHING;
 
 -- name: change_spending
 -- Add what a group of works has held, let go and spent.
 UPDATE spending
 SET spent_pico = spent_pico + :spent_pico, held_pico = held_pico + :held_pico,
-    spent_tokens = spent_tokens + :spent_tokens, held_tokens = held_tokens + :held_tokens
+    spent_tokens = spent_tokens + :spent_tokens, held_tokens = held_tokens + :held_tokens,
+    spent_calls = spent_calls + :spent_calls, held_calls = held_calls + :held_calls,
+    spent_us = spent_us + :spent_us, held_us = held_us + :held_us,
+    spent_accelerator_us = spent_accelerator_us + :spent_accelerator_us,
+    held_accelerator_us = held_accelerator_us + :held_accelerator_us
 WHERE scope = :scope AND window = :window;
 
 -- name: add_reservation
 -- Remember a hold until it ends.
-INSERT INTO reservation (step, owner, pico, tokens, windows, entry)
-VALUES (:step, :owner, :pico, :tokens, :windows, :entry);
+INSERT INTO reservation (step, owner, pico, tokens, calls, us, accelerator_us, windows, scopes, entry)
+VALUES (:step, :owner, :pico, :tokens, :calls, :us, :accelerator_us, :windows, :scopes, :entry);
+
+-- name: change_reservation
+-- A hold that got more of what it holds, or in further windows.
+UPDATE reservation
+SET pico = :pico, tokens = :tokens, calls = :calls, us = :us, accelerator_us = :accelerator_us, windows = :windows
+WHERE step = :step;
+
+-- name: reservation
+-- One hold.
+SELECT step, owner, pico, tokens, calls, us, accelerator_us, windows FROM reservation WHERE step = :step;
 
 -- name: end_reservations
 -- Holds end exactly once: the rows of these steps go, and their figures come back.
-DELETE FROM reservation WHERE step IN (SELECT value FROM json_each(:steps)) RETURNING step, pico, tokens, windows;
+DELETE FROM reservation WHERE step IN (SELECT value FROM json_each(:steps))
+RETURNING step, pico, tokens, calls, us, accelerator_us, windows;
 
 -- name: reservations
 -- Every hold, for recovery and for whoever asks what is in flight.
-SELECT step, owner, pico, tokens, windows, entry FROM reservation ORDER BY step;
+SELECT step, owner, pico, tokens, calls, us, accelerator_us, windows, scopes, entry FROM reservation ORDER BY step;
 
 -- name: owners
 -- Processes that hold something.
@@ -174,30 +203,37 @@ DELETE FROM meta WHERE name = :name;
 
 -- name: all_spending
 -- Every window of every budget.
-SELECT scope, window, spent_pico, held_pico, spent_tokens, held_tokens FROM spending ORDER BY scope, window;
+SELECT scope, window, spent_pico, spent_tokens, spent_calls, spent_us, spent_accelerator_us,
+       held_pico, held_tokens, held_calls, held_us, held_accelerator_us
+FROM spending ORDER BY scope, window;
 
 -- ── Leases of money ──
 
 -- name: lease
 -- A process's block of a window.
-SELECT pico, tokens FROM lease WHERE scope = :scope AND window = :window AND owner = :owner;
+SELECT pico, tokens, calls, us, accelerator_us FROM lease WHERE scope = :scope AND window = :window AND owner = :owner;
 
 -- name: leases
 -- Every block.
-SELECT scope, window, owner, pico, tokens, wanted FROM lease ORDER BY scope, window, owner;
+SELECT scope, window, owner, pico, tokens, calls, us, accelerator_us, wanted FROM lease ORDER BY scope, window, owner;
 
 -- name: leased
 -- What lies in blocks of a window, in every process.
-SELECT coalesce(sum(pico), 0) AS pico, coalesce(sum(tokens), 0) AS tokens FROM lease
+SELECT coalesce(sum(pico), 0) AS pico, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(calls), 0) AS calls,
+       coalesce(sum(us), 0) AS us, coalesce(sum(accelerator_us), 0) AS accelerator_us
+FROM lease
 WHERE scope = :scope AND window = :window;
 
 -- name: add_lease
 -- A new block.
-INSERT INTO lease (scope, window, owner, pico, tokens) VALUES (:scope, :window, :owner, :pico, :tokens);
+INSERT INTO lease (scope, window, owner, pico, tokens, calls, us, accelerator_us)
+VALUES (:scope, :window, :owner, :pico, :tokens, :calls, :us, :accelerator_us);
 
 -- name: set_lease
 -- What a block came to.
-UPDATE lease SET pico = :pico, tokens = :tokens WHERE scope = :scope AND window = :window AND owner = :owner;
+UPDATE lease
+SET pico = :pico, tokens = :tokens, calls = :calls, us = :us, accelerator_us = :accelerator_us
+WHERE scope = :scope AND window = :window AND owner = :owner;
 
 -- name: end_lease
 -- An empty block goes.
@@ -221,52 +257,186 @@ UPDATE lease SET wanted = 0 WHERE scope = :scope AND window = :window AND owner 
 
 -- name: add_doubt
 -- A block settled whole after a crash.
-INSERT INTO doubt (scope, window, day, pico, tokens) VALUES (:scope, :window, :day, :pico, :tokens)
+INSERT INTO doubt (scope, window, day, pico, tokens, calls, us, accelerator_us)
+VALUES (:scope, :window, :day, :pico, :tokens, :calls, :us, :accelerator_us)
 ON CONFLICT (scope, window, day) DO UPDATE
-SET pico = doubt.pico + excluded.pico, tokens = doubt.tokens + excluded.tokens;
+SET pico = doubt.pico + excluded.pico, tokens = doubt.tokens + excluded.tokens, calls = doubt.calls + excluded.calls,
+    us = doubt.us + excluded.us, accelerator_us = doubt.accelerator_us + excluded.accelerator_us;
 
 -- name: doubt
--- What of a window's spending is in doubt and known to no step.
-SELECT coalesce(sum(pico), 0) AS pico, coalesce(sum(tokens), 0) AS tokens FROM doubt
-WHERE scope = :scope AND window = :window;
+-- What of a window's spending is known to no step: in doubt, or reconciled.
+SELECT coalesce(sum(pico), 0) AS pico, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(calls), 0) AS calls,
+       coalesce(sum(us), 0) AS us, coalesce(sum(accelerator_us), 0) AS accelerator_us
+FROM (
+  SELECT pico, tokens, calls, us, accelerator_us FROM doubt WHERE scope = :scope AND window = :window
+  UNION ALL
+  SELECT pico, tokens, calls, us, accelerator_us FROM reconciled WHERE scope = :scope AND window = :window
+) AS each;
+
+-- name: doubts
+-- What is in doubt, by window and day.
+SELECT scope, window, day, pico, tokens, calls, us, accelerator_us FROM doubt ORDER BY scope, window, day;
+
+-- name: end_doubt
+-- It is in doubt no longer.
+DELETE FROM doubt WHERE scope = :scope AND window = :window AND day = :day;
+
+-- name: add_reconciled
+-- What it came to.
+INSERT INTO reconciled (scope, window, day, pico, tokens, calls, us, accelerator_us)
+VALUES (:scope, :window, :day, :pico, :tokens, :calls, :us, :accelerator_us)
+ON CONFLICT (scope, window, day) DO UPDATE
+SET pico = reconciled.pico + excluded.pico, tokens = reconciled.tokens + excluded.tokens,
+    calls = reconciled.calls + excluded.calls, us = reconciled.us + excluded.us,
+    accelerator_us = reconciled.accelerator_us + excluded.accelerator_us;
 
 -- name: doubt_since
 -- The same since a day, for a window that is opened later: the most that any window of the scope has.
-SELECT coalesce(max(pico), 0) AS pico, coalesce(max(tokens), 0) AS tokens
+SELECT coalesce(max(pico), 0) AS pico, coalesce(max(tokens), 0) AS tokens, coalesce(max(calls), 0) AS calls,
+       coalesce(max(us), 0) AS us, coalesce(max(accelerator_us), 0) AS accelerator_us
 FROM (
-  SELECT sum(pico) AS pico, sum(tokens) AS tokens FROM doubt WHERE scope = :scope AND day >= :since GROUP BY window
+  SELECT sum(pico) AS pico, sum(tokens) AS tokens, sum(calls) AS calls, sum(us) AS us,
+         sum(accelerator_us) AS accelerator_us
+  FROM (
+    SELECT window, day, pico, tokens, calls, us, accelerator_us FROM doubt WHERE scope = :scope
+    UNION ALL
+    SELECT window, day, pico, tokens, calls, us, accelerator_us FROM reconciled WHERE scope = :scope
+  ) AS both_kinds
+  WHERE day >= :since GROUP BY window
 ) AS each;
 
+-- part: figures
+-- What is added up of steps.
+calls, reused, refused, failed, input_tokens, output_tokens, cost_pico, total_us, accepted, unpriced, retries,
+retries_pico, refused_pico, failed_pico, doubt_pico, reused_pico, routed, routed_pico, items, quarantined,
+accelerator_us
+
+-- part: values
+-- What is to be added.
+:calls, :reused, :refused, :failed, :input_tokens, :output_tokens, :cost_pico, :total_us, :accepted, :unpriced,
+:retries, :retries_pico, :refused_pico, :failed_pico, :doubt_pico, :reused_pico, :routed, :routed_pico, :items,
+:quarantined, :accelerator_us
+
+-- part: added
+-- The same, added to a row that is there.
+calls = t.calls + excluded.calls, reused = t.reused + excluded.reused,
+refused = t.refused + excluded.refused, failed = t.failed + excluded.failed,
+input_tokens = t.input_tokens + excluded.input_tokens, output_tokens = t.output_tokens + excluded.output_tokens,
+cost_pico = t.cost_pico + excluded.cost_pico, total_us = t.total_us + excluded.total_us,
+accepted = t.accepted + excluded.accepted, unpriced = t.unpriced + excluded.unpriced,
+retries = t.retries + excluded.retries, retries_pico = t.retries_pico + excluded.retries_pico,
+refused_pico = t.refused_pico + excluded.refused_pico, failed_pico = t.failed_pico + excluded.failed_pico,
+doubt_pico = t.doubt_pico + excluded.doubt_pico, reused_pico = t.reused_pico + excluded.reused_pico,
+routed = t.routed + excluded.routed, routed_pico = t.routed_pico + excluded.routed_pico,
+items = t.items + excluded.items, quarantined = t.quarantined + excluded.quarantined,
+accelerator_us = t.accelerator_us + excluded.accelerator_us
+
 -- name: add_to_day
--- Count a step in its day.
-INSERT INTO day_total (day, tenant, api_key, workflow, agent, lane, upstream, model, calls, reused, refused, failed,
-                       input_tokens, output_tokens, cost_pico, total_us)
-VALUES (:day, :tenant, :api_key, :workflow, :agent, :lane, :upstream, :model, :calls, :reused, :refused, :failed,
-        :input_tokens, :output_tokens, :cost_pico, :total_us)
-ON CONFLICT (day, tenant, api_key, workflow, agent, lane, upstream, model) DO UPDATE
-SET calls = day_total.calls + excluded.calls, reused = day_total.reused + excluded.reused,
-    refused = day_total.refused + excluded.refused, failed = day_total.failed + excluded.failed,
-    input_tokens = day_total.input_tokens + excluded.input_tokens, output_tokens = day_total.output_tokens + excluded.output_tokens,
-    cost_pico = day_total.cost_pico + excluded.cost_pico, total_us = day_total.total_us + excluded.total_us;
+-- Count steps in their day.
+INSERT INTO day_total AS t (day, tenant, api_key, workflow, agent, lane, upstream, model, {figures})
+VALUES (:day, :tenant, :api_key, :workflow, :agent, :lane, :upstream, :model, {values})
+ON CONFLICT (day, tenant, api_key, workflow, agent, lane, upstream, model) DO UPDATE SET {added};
 
 -- name: add_to_run
--- Count a step in its run.
-INSERT INTO run_total (run, agent, calls, reused, refused, failed, input_tokens, output_tokens, cost_pico, total_us)
-VALUES (:run, :agent, :calls, :reused, :refused, :failed, :input_tokens, :output_tokens, :cost_pico, :total_us)
-ON CONFLICT (run, agent) DO UPDATE
-SET calls = run_total.calls + excluded.calls, reused = run_total.reused + excluded.reused,
-    refused = run_total.refused + excluded.refused, failed = run_total.failed + excluded.failed,
-    input_tokens = run_total.input_tokens + excluded.input_tokens, output_tokens = run_total.output_tokens + excluded.output_tokens,
-    cost_pico = run_total.cost_pico + excluded.cost_pico, total_us = run_total.total_us + excluded.total_us;
+-- Count steps in their run.
+INSERT INTO run_total AS t (day, run, agent, upstream, model, {figures})
+VALUES (:day, :run, :agent, :upstream, :model, {values})
+ON CONFLICT (run, day, agent, upstream, model) DO UPDATE SET {added};
+
+-- name: add_charge
+-- Count what was paid for.
+INSERT INTO charge_total (day, tenant, api_key, workflow, agent, lane, upstream, model, price, kind, unit_pico,
+                          quantity, cost_pico)
+VALUES (:day, :tenant, :api_key, :workflow, :agent, :lane, :upstream, :model, :price, :kind, :unit_pico, :quantity,
+        :cost_pico)
+ON CONFLICT (day, tenant, api_key, workflow, agent, lane, upstream, model, price, kind, unit_pico) DO UPDATE
+SET quantity = charge_total.quantity + excluded.quantity, cost_pico = charge_total.cost_pico + excluded.cost_pico;
 
 -- name: totals_of_run
--- A run's figures by agent.
-SELECT agent, calls, reused, refused, failed, input_tokens, output_tokens, cost_pico, total_us
-FROM run_total WHERE run = :run ORDER BY agent;
+-- A run's figures by agent. Items are told in the row without an agent.
+SELECT agent, sum(calls) AS calls, sum(reused) AS reused, sum(refused) AS refused, sum(failed) AS failed,
+       sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(cost_pico) AS cost_pico,
+       coalesce(sum(doubt_pico), 0) AS doubt_pico, sum(total_us) AS total_us
+FROM run_total WHERE run = :run GROUP BY agent HAVING sum(calls) + sum(reused) + sum(cost_pico) > 0 ORDER BY agent;
 
 -- name: all_run_totals
 -- Every run's cost and calls, for the check against the ledger.
 SELECT run, sum(calls) AS calls, sum(cost_pico) AS cost_pico FROM run_total GROUP BY run;
+
+-- name: all_day_totals
+-- Every day's cost and calls, for the same.
+SELECT day, tenant, api_key, workflow, agent, lane, upstream, model, calls, cost_pico FROM day_total;
+
+-- name: charged_by_day
+-- What was paid for, day by day, for the same.
+SELECT day, sum(cost_pico) AS cost_pico FROM charge_total GROUP BY day;
+
+-- ── Unit economics ──
+
+-- part: sums
+-- What is told of costs. Where not all rows are `known`, some are of an older release, and sums of what it did not keep
+-- say nothing.
+sum(t.calls) AS calls, sum(t.reused) AS reused, sum(t.refused) AS refused, sum(t.failed) AS failed,
+sum(t.input_tokens) AS input_tokens, sum(t.output_tokens) AS output_tokens, sum(t.cost_pico) AS cost_pico,
+sum(t.accepted) AS accepted, sum(t.unpriced) AS unpriced, sum(t.retries) AS retries, sum(t.retries_pico) AS
+retries_pico, sum(t.refused_pico) AS refused_pico, sum(t.failed_pico) AS failed_pico, sum(t.doubt_pico) AS doubt_pico,
+sum(t.reused_pico) AS reused_pico, sum(t.routed) AS routed, sum(t.routed_pico) AS routed_pico, sum(t.items) AS items,
+sum(t.quarantined) AS quarantined,
+count(*) AS "rows", count(t.accepted) AS known
+
+-- name: costs
+-- Figures by whatever `by_…` says (1 or 0), the dearest first.
+SELECT CASE WHEN :by_day = 1 THEN t.day ELSE '' END AS "day",
+       CASE WHEN :by_tenant = 1 THEN t.tenant ELSE '' END AS "tenant",
+       CASE WHEN :by_key = 1 THEN t.api_key ELSE '' END AS "key",
+       CASE WHEN :by_workflow = 1 THEN t.workflow ELSE '' END AS "workflow",
+       '' AS "run",
+       CASE WHEN :by_agent = 1 THEN t.agent ELSE '' END AS "agent",
+       CASE WHEN :by_lane = 1 THEN t.lane ELSE '' END AS "lane",
+       CASE WHEN :by_upstream = 1 THEN t.upstream ELSE '' END AS "upstream",
+       CASE WHEN :by_model = 1 THEN t.model ELSE '' END AS "model",
+       {sums}
+FROM day_total t
+WHERE t.day >= :since AND t.day <= :until AND t.tenant = coalesce(:tenant, t.tenant)
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+ORDER BY cost_pico DESC, 1, 2, 3, 4, 5, 6, 7, 8, 9
+LIMIT :count;
+
+-- name: costs_total
+-- The same of all together, or of one lane.
+SELECT {sums}
+FROM day_total t
+WHERE t.day >= :since AND t.day <= :until AND t.tenant = coalesce(:tenant, t.tenant) AND t.lane = coalesce(:lane, t.lane);
+
+-- name: costs_of_runs
+-- The same of the dearest runs. They are found first: of a hundred thousand, only their figures are read.
+SELECT CASE WHEN :by_day = 1 THEN t.day ELSE '' END AS "day",
+       CASE WHEN :by_tenant = 1 THEN coalesce(r.tenant, '') ELSE '' END AS "tenant",
+       '' AS "key",
+       CASE WHEN :by_workflow = 1 THEN coalesce(r.workflow, '') ELSE '' END AS "workflow",
+       CASE WHEN :by_run = 1 THEN t.run ELSE '' END AS "run",
+       CASE WHEN :by_agent = 1 THEN t.agent ELSE '' END AS "agent",
+       CASE WHEN :by_lane = 1 THEN 'batch' ELSE '' END AS "lane",
+       CASE WHEN :by_upstream = 1 THEN t.upstream ELSE '' END AS "upstream",
+       CASE WHEN :by_model = 1 THEN t.model ELSE '' END AS "model",
+       {sums}
+FROM run_total t LEFT JOIN run r ON r.id = t.run
+WHERE t.day >= :since AND t.day <= :until AND t.run IN (
+  SELECT run FROM (
+    SELECT run, sum(cost_pico) AS cost FROM run_total
+    WHERE day >= :since AND day <= :until AND (coalesce(:tenant, '') = '' OR run IN (SELECT id FROM run WHERE tenant = :tenant))
+    GROUP BY run ORDER BY cost DESC, run LIMIT :count
+  ) AS dearest
+)
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+ORDER BY cost_pico DESC, 1, 2, 3, 4, 5, 6, 7, 8, 9
+LIMIT :count;
+
+-- name: charges
+-- What was paid for, by day and by what it cost.
+SELECT * FROM charge_total
+WHERE day >= :since AND day <= :until
+ORDER BY day, tenant, api_key, workflow, agent, lane, upstream, model, price, kind, unit_pico;
 
 -- ── Switches ──
 
@@ -282,6 +452,23 @@ ON CONFLICT (scope) DO NOTHING;
 -- name: reset
 -- Reset a switch.
 DELETE FROM switch WHERE scope = :scope;
+
+-- name: acknowledgements
+-- Which processes closed something for a switch, and when, from the position of its trip on.
+SELECT json_extract(leaf, '$.process') AS process, CAST(json_extract(leaf, '$.steps') AS INTEGER) AS steps,
+       CAST(json_extract(leaf, '$.at_us') AS INTEGER) AS at_us
+FROM entry WHERE position >= :first AND kind = 'closed' AND json_extract(leaf, '$.scope') = :scope ORDER BY position;
+
+-- name: closed_by
+-- The steps that a switch closed, with what they could have cost and what they did; `known_after` and `priced` count
+-- those of which that is known.
+SELECT count(*) AS steps,
+       coalesce(sum(CAST(json_extract(leaf, '$.bound_pico') AS INTEGER)), 0) AS bound,
+       coalesce(sum(CAST(json_extract(leaf, '$.cost_pico') AS INTEGER)), 0) AS cost,
+       coalesce(sum(CAST(json_extract(leaf, '$.tokens_after') AS INTEGER)), 0) AS after,
+       count(json_extract(leaf, '$.bound_pico')) AS priced,
+       count(json_extract(leaf, '$.tokens_after')) AS known_after
+FROM entry WHERE position >= :first AND kind = 'step' AND json_extract(leaf, '$.closed_by') = :scope;
 
 -- ── Runs ──
 
@@ -303,10 +490,6 @@ SELECT * FROM run WHERE id = :id;
 SELECT r.*, (SELECT count(*) FROM item i WHERE i.run = r.id) AS items,
        (SELECT coalesce(sum(t.cost_pico), 0) FROM run_total t WHERE t.run = r.id) AS cost_pico
 FROM run r ORDER BY r.created DESC LIMIT :count;
-
--- name: run_owners
--- Processes that run something, or died at it.
-SELECT DISTINCT owner FROM run WHERE owner <> '';
 
 -- name: runs_to_work_on
 -- Runs that a worker may take or join: those that are due, by priority, then oldest first. `left` items are queued.
@@ -515,6 +698,10 @@ FROM memo m WHERE m.subject = :subject AND m.agent = :agent ORDER BY m.made DESC
 -- Every agent's answers for an item, without their content.
 SELECT agent, step, answer, cost_pico, made FROM memo WHERE subject = :subject AND agent <> '' ORDER BY made;
 
+-- name: answer_of_step
+-- The digest of the answer that a step paid for, while it is kept.
+SELECT m.answer FROM trace_steps t JOIN memo m ON m.subject = t.item AND m.step = t.step WHERE t.step = :step;
+
 -- name: add_reply_schema
 -- Keep a schema under its digest.
 INSERT INTO reply_schema (digest, schema) VALUES (:digest, :schema) ON CONFLICT (digest) DO NOTHING;
@@ -546,15 +733,16 @@ SELECT agent, again, route FROM steer WHERE run = :run AND item IN ('', :item) O
 
 -- name: add_key
 -- A new API key.
-INSERT INTO api_key (id, tenant, name, digest, models, created) VALUES (:id, :tenant, :name, :digest, :models, :created);
+INSERT INTO api_key (id, tenant, name, digest, models, workflow, operator, created)
+VALUES (:id, :tenant, :name, :digest, :models, :workflow, :operator, :created);
 
 -- name: key_by_digest
 -- The key behind a digest, unless revoked.
-SELECT id, tenant, name, models FROM api_key WHERE digest = :digest AND revoked IS NULL;
+SELECT id, tenant, name, models, workflow, operator FROM api_key WHERE digest = :digest AND revoked IS NULL;
 
 -- name: keys
 -- Every key ever made, without anything secret.
-SELECT id, tenant, name, models, created, revoked FROM api_key ORDER BY created;
+SELECT id, tenant, name, models, workflow, operator, created, revoked FROM api_key ORDER BY created;
 
 -- name: revoke_key
 -- Take a key back.
@@ -738,3 +926,35 @@ SELECT t.schedule, t.at, t.status, t.reason,
        (SELECT u.run FROM tick u WHERE u.schedule = t.schedule AND u.run IS NOT NULL ORDER BY u.at DESC LIMIT 1) AS run
 FROM schedule s
 JOIN tick t ON t.schedule = s.name AND t.at = (SELECT max(n.at) FROM tick n WHERE n.schedule = s.name);
+
+-- ── Telemetry ──
+
+-- name: totals
+-- What steps came to by lane and upstream, from a day on and before another; of one tenant, or of all.
+SELECT lane, upstream, sum(calls) AS calls, sum(reused) AS reused, sum(refused) AS refused, sum(failed) AS failed,
+       sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, sum(cost_pico) AS cost_pico
+FROM day_total WHERE day >= :since AND day < :until AND tenant = coalesce(:tenant, tenant) GROUP BY lane, upstream;
+
+-- name: spent_by_tenant
+-- What tenants spent in that time.
+SELECT tenant, sum(cost_pico) AS cost_pico FROM day_total
+WHERE day >= :since AND day < :until AND tenant = coalesce(:tenant, tenant) GROUP BY tenant;
+
+-- name: wide_budgets
+-- Every limit but those of runs and items.
+SELECT * FROM budget WHERE substr(scope, 1, 4) <> 'run:' AND substr(scope, 1, 5) <> 'item:';
+
+-- name: spending_of_budgets
+-- What is spent and held of them in their current windows.
+SELECT s.* FROM budget b JOIN spending s ON s.scope = b.scope
+  AND s.window = CASE b.period WHEN 'day' THEN :day WHEN 'month' THEN :month ELSE 'total' END
+WHERE substr(b.scope, 1, 4) <> 'run:' AND substr(b.scope, 1, 5) <> 'item:';
+
+-- name: count_runs
+-- Runs by status; of one tenant, or of all.
+SELECT status, count(*) AS runs FROM run WHERE tenant = coalesce(:tenant, tenant) GROUP BY status;
+
+-- name: count_live_items
+-- Items of runs that are queued or at work, by status; of one tenant, or of all.
+SELECT i.status, count(*) AS items FROM run r JOIN item i ON i.run = r.id
+WHERE r.status IN ('queued', 'running') AND r.tenant = coalesce(:tenant, r.tenant) GROUP BY i.status;

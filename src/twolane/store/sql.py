@@ -27,6 +27,7 @@ _WORDS = (
     (r"(?<!:)\bwindow\b", '"window"'),  # a reserved word there
 )
 _TRIGGER = re.compile(r"CREATE TRIGGER (\w+) (AFTER \w+ ON \w+) BEGIN (.*?) END", re.DOTALL)
+_BLOCK = re.compile(r"^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): |\Z)", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"--[^\n]*")
 _OBJECT = re.compile(r"\s*CREATE (?:VIEW|TABLE|INDEX|UNIQUE INDEX) (\w+)")
 
@@ -36,9 +37,11 @@ def _read(name: str) -> str:
 
 
 def _blocks(name: str) -> dict[str, str]:
-    """The named blocks of a file."""
-    parts = re.split(r"^-- name: (\w+)\n", _read(name), flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
+    """The named blocks of a file; `{sums}` stands for the part of that name, which is further up."""
+    found: dict[str, dict[str, str]] = {"name": {}, "part": {}}
+    for kind, block, text in _BLOCK.findall(_read(name)):
+        found[kind][block] = re.sub(r"{(\w+)}", lambda use: found["part"][use[1]], text.strip())
+    return found["name"]
 
 
 def named_queries() -> dict[str, str]:

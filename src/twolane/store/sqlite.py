@@ -21,6 +21,7 @@ from twolane.errors import StoreError
 from twolane.store import FRESH_S, Row, Transaction, Value
 from twolane.store.groups import POLICY, Writer
 from twolane.store.sql import SCHEMA_VERSION, named_queries, script
+from twolane.telemetry import Histogram
 
 __all__ = ["SCHEMA_VERSION", "SQLiteStore"]
 
@@ -119,6 +120,10 @@ class SQLiteStore:
         return _connect(self.path)
 
     # ── writing ──
+
+    @property
+    def commits(self) -> Histogram:
+        return self._writer.commits
 
     def submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
         return self._writer.submit(work)

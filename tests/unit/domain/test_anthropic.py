@@ -720,3 +720,19 @@ def test_a_signature_comes_in_one_piece_and_the_last_one_counts() -> None:
     signed = [{"type": "signature_delta", "signature": name} for name in ("one", "two")]
     message = whole_message([START, *block(0, {"type": "thinking", "thinking": "", "signature": ""}, *signed)])
     assert message["content"] == [{"type": "thinking", "thinking": "", "signature": "two"}]
+
+
+def test_caches_are_told_apart_by_how_long_they_are_kept() -> None:
+    told = {
+        "input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 7, "cache_creation_input_tokens": 30,
+        "cache_creation": {"ephemeral_5m_input_tokens": 20, "ephemeral_1h_input_tokens": 10},
+        "server_tool_use": {"web_search_requests": 2}, "output_tokens_details": {"thinking_tokens": 3},
+    }  # fmt: skip
+    meant = Usage(47, 5, 7, 30, 3, cache_write_1h_tokens=10, kinds={"web_search": 2})
+    assert usage_from(told) == usage_of({"usage": usage_fields(meant)}) == meant
+    assert anthropic_usage(meant) == told
+    ages_alone = {name: value for name, value in told.items() if name != "cache_creation_input_tokens"}
+    assert usage_from(ages_alone) == meant
+    assert usage_from({**told, "cache_creation": {"ephemeral_1h_input_tokens": -1}}) == Usage(
+        47, 5, 7, 30, 3, kinds={"web_search": 2}
+    )

@@ -130,7 +130,8 @@ counts = st.none() | st.integers(0, 10**6)
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), counts, counts)
 def test_usage_reads_back_from_its_fields(read_: int, written: int, cached: int | None, reasoning: int | None) -> None:
-    usage = Usage(read_, written, cache_read_tokens=cached, reasoning_tokens=reasoning)
+    kinds = {"input_audio": 3, "cache_read_image": 2, "output_audio": 1, "output_citation": 4, "web_search": 2}
+    usage = Usage(read_, written, cached, 3, reasoning, cache_write_1h_tokens=cached, kinds=kinds if cached else None)
     assert usage_of({"usage": usage_fields(usage)}) == usage
 
 

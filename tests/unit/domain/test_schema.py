@@ -6,28 +6,17 @@ import json
 import random
 import time
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import AwareDatetime, BaseModel, Field, NaiveDatetime, field_validator
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime, field_validator
 from tests.unit.domain import corrupted
+from tests.unit.domain.corrupted import Finding
 
 from twolane.domain.document import Document, Quote
 from twolane.domain.schema import MAX_PROBLEM_CHARS, MAX_PROBLEMS, MAX_REPLY_CHARS, judge, reply_schema, revive
-
-
-class Grade(StrEnum):
-    LOW = "low"
-    HIGH = "high"
-
-
-class Finding(BaseModel):
-    quote: Quote
-    grade: Grade
-    weight: Annotated[int, Field(ge=0, le=10)]
 
 
 class Report(BaseModel):

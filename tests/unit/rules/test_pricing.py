@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import timeit
+from functools import partial
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twolane.domain.records import Kind, Message, ModelCall, Native, Price, ReplySchema, Usage
+from twolane.domain.records import Energy, Kind, Message, ModelCall, Native, Price, ReplySchema, Usage
 from twolane.rules.pricing import (
+    accelerator_us,
     affordable_tokens,
     charge,
     choices,
+    energy_mj,
     estimate,
-    input_bound,
-    inputs,
+    expected_tokens,
     is_beyond,
-    unbounded_part,
     upper_bound,
 )
+from twolane.rules.reading import counted, input_bound, inputs, measure, unbounded_part
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+rates = st.integers(0, 10**8)
+apart = st.sampled_from(["input_audio", "cache_read_audio", "input_image", "output_audio", "output_citation"])
+flat = {
+    "input": rates,
+    "output": rates,
+    "cache_read": st.none() | rates,
+    "cache_write": st.none() | rates,
+    "cache_write_1h": st.none() | rates,
+    "reasoning": st.none() | rates,
+    "kinds": st.dictionaries(apart, rates).map(lambda kinds: tuple(kinds.items())),
+}
+tiers = st.dictionaries(st.integers(0, 300), st.builds(Price, **flat), max_size=3)  # some dearer, some cheaper
 prices = st.builds(
     Price,
-    input=st.integers(0, 10**8),
-    output=st.integers(0, 10**8),
-    cache_read=st.none() | st.integers(0, 10**8),
-    cache_write=st.none() | st.integers(0, 10**8),
+    **flat,
+    request=st.just(0) | rates,
+    tiers=tiers.map(lambda kept: tuple(sorted(kept.items(), key=lambda pair: pair[0]))),
+    accelerator_second=st.just(0) | st.integers(1, 10**12),
+    longest_accelerator_us=st.integers(1, 10**7),
 )
 calls = st.builds(
     ModelCall,
@@ -40,18 +56,32 @@ calls = st.builds(
 )
 
 
-@given(calls, prices, st.data())
+@given(calls, prices, st.booleans(), st.data())
 def test_a_charge_never_exceeds_its_bound_when_the_usage_keeps_to_it(
-    call: ModelCall, price: Price, data: st.DataObject
+    call: ModelCall, price: Price, has_parts: bool, data: st.DataObject
 ) -> None:
+    """Whatever is told of kinds, contradictions included; of plain text no sound is told, and no hour-long cache."""
+    if has_parts:
+        raw = tuple({"role": each.role, "content": each.content} for each in call.messages)
+        call = dataclasses.replace(call, raw_messages=raw)
     read = data.draw(st.integers(0, input_bound(call, price.overhead_tokens)))
     written = data.draw(st.integers(0, call.max_tokens * choices(call.extras)))
-    cached = data.draw(st.none() | st.integers(0, read))
-    stored = data.draw(st.none() | st.integers(0, read))
+    some = st.none() | st.integers(0, read) | st.integers(0, 2**31)
+    told = apart if has_parts else apart.filter(lambda kind: kind.startswith("output"))
+    usage = Usage(
+        read,
+        written,
+        cache_read_tokens=data.draw(some),
+        cache_write_tokens=data.draw(some),
+        reasoning_tokens=data.draw(some),
+        cache_write_1h_tokens=data.draw(some) if has_parts else None,
+        kinds=data.draw(st.none() | st.dictionaries(told, st.integers(1, 2**31))),
+    )
     bound = upper_bound(call, price)
     assert bound.pico is not None
-    assert charge(Usage(read, written, cache_read_tokens=cached, cache_write_tokens=stored), price) <= bound.pico
+    assert 0 <= charge(usage, price, data.draw(st.integers(0, 10**8))) <= bound.pico
     assert read + written <= bound.tokens
+    assert not is_beyond(usage, call) or price.overhead_tokens > 8
 
 
 @given(calls, prices, st.none() | st.integers(0, 10**13), st.none() | st.integers(0, 60_000))
@@ -133,9 +163,51 @@ def test_an_estimate_says_so_and_stays_within_the_bound(call: ModelCall, output_
 @given(calls)
 def test_usage_beyond_what_a_call_could_use_is_seen(call: ModelCall) -> None:
     read, written = input_bound(call), call.max_tokens * choices(call.extras)
+    assert is_beyond(Usage(read, written, kinds={"input_audio": 1}), call)
+    assert is_beyond(Usage(read, written, cache_write_1h_tokens=1), call)
     assert not is_beyond(Usage(read, written), call)
     assert is_beyond(Usage(read + 1, written), call)
     assert is_beyond(Usage(read, written + 1), call)
+
+
+def test_settling_takes_microseconds() -> None:
+    kinds = (("input_audio", 40), ("output_audio", 80))
+    tier = Price(2, 3, 1, 3, cache_write_1h=4, reasoning=5, kinds=kinds)
+    price = Price(1, 2, 1, 2, cache_write_1h=3, reasoning=4, kinds=kinds, tiers=((1000, tier), (9000, tier)), request=1)
+    told = Usage(5000, 100, 10, 20, 30, cache_write_1h_tokens=5, kinds={"input_audio": 50, "output_audio": 3})
+    plain, simple = Usage(5000, 100, 10), Price(1, 2, 1)
+    for usage, cost, most_us in ((told, price, 30), (plain, simple, 5)):
+        took_s = min(timeit.repeat(partial(charge, usage, cost), number=200, repeat=20)) / 200
+        assert took_s < most_us / 10**6
+
+
+def test_time_on_accelerators_is_shared_by_the_slots_and_rounded_up() -> None:
+    assert accelerator_us(1_000_001, 4, 16) == 250_001
+    assert accelerator_us(10, 8, 1) == 80
+    assert energy_mj(Usage(3, 2), Energy(100, 350_000)) == 701
+
+
+# ── tokens as a family counts them ──
+
+
+@given(calls, st.integers(0, 60))
+def test_counted_tokens_narrow_the_bound_and_never_widen_it(call: ModelCall, each: int) -> None:
+    size = measure(call)
+    found = counted(call, size, lambda text: min(each, len(text.encode())))
+    narrowed = call.sized(call.model, call.max_tokens, found)
+    assert input_bound(narrowed) <= input_bound(call)
+    assert input_bound(narrowed) >= min(each, 1) * bool(call.messages[0].content)
+    assert estimate(narrowed, 0).input_tokens <= input_bound(narrowed)
+    assert expected_tokens(narrowed) <= upper_bound(narrowed, None).tokens
+    assert narrowed.sized("m", 1).measured == found, "a copy of another length is not counted again"
+
+
+def test_what_is_not_all_text_is_bounded_by_its_bytes() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    seen = ModelCall((), "m", 1, raw_messages=({"role": "user", "content": [picture]},))
+    large = ModelCall((Message("user", "x" * 200_000),), "m", 1)
+    for call in (seen, large, native(messages=[])):
+        assert counted(call, measure(call), lambda text: 1) == measure(call)
 
 
 # ── requests in a dialect of their own ──
@@ -235,7 +307,7 @@ asked: st.SearchStrategy[object] = st.one_of(
 )
 
 
-@given(asked, prices)
+@given(asked, st.builds(Price, input=rates, output=rates, cache_read=st.none() | rates, cache_write=st.none() | rates))
 def test_embeddings_are_bounded_by_all_that_is_read_and_nothing_is_written(given: object, price: Price) -> None:
     call = ModelCall((), "m", 0, extras={"input": given}, kind=Kind.EMBEDDINGS)
     parts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]

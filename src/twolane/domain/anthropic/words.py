@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import orjson
 
-from twolane.domain.completion import EventError
-from twolane.domain.records import Usage
+from twolane.domain.completion import EventError, whole_count
+from twolane.domain.records import WEB_SEARCH, Usage
 
 DIALECT = "anthropic"
 """The kind of upstream that understands these requests as they are."""
@@ -28,17 +28,24 @@ def usage_from(fields: object) -> Usage | None:
     sense."""
     if not isinstance(fields, dict):
         return None
-    plain, written = _count(fields.get("input_tokens")), _count(fields.get("output_tokens"))
+    plain, written = whole_count(fields.get("input_tokens")), whole_count(fields.get("output_tokens"))
     if plain is None or written is None:
         return None
-    cached, kept = _count(fields.get("cache_read_input_tokens")), _count(fields.get("cache_creation_input_tokens"))
-    details = fields.get("output_tokens_details")
+    cached, details = whole_count(fields.get("cache_read_input_tokens")), mapping(fields.get("output_tokens_details"))
+    by_age = mapping(fields.get("cache_creation"))
+    minutes, hour = (whole_count(by_age.get(f"ephemeral_{age}_input_tokens")) for age in ("5m", "1h"))
+    kept = whole_count(fields.get("cache_creation_input_tokens"))
+    if minutes is not None or hour is not None:
+        kept = max(kept or 0, (minutes or 0) + (hour or 0))
+    searches = whole_count(mapping(fields.get("server_tool_use")).get("web_search_requests"))
     return Usage(
         input_tokens=plain + (cached or 0) + (kept or 0),
         output_tokens=written,
         cache_read_tokens=cached,
         cache_write_tokens=kept,
-        reasoning_tokens=_count(details.get("thinking_tokens")) if isinstance(details, dict) else None,
+        reasoning_tokens=whole_count(details.get("thinking_tokens")),
+        cache_write_1h_tokens=hour,
+        kinds={WEB_SEARCH: searches} if searches else None,
     )
 
 
@@ -46,20 +53,21 @@ def anthropic_usage(usage: Usage | None) -> Fields:
     """The same the other way; zeros where nobody counted, because its clients want numbers."""
     if usage is None:
         return {"input_tokens": 0, "output_tokens": 0}
-    cached, kept = usage.cache_read_tokens, usage.cache_write_tokens
+    cached, kept, hour = usage.cache_read_tokens, usage.cache_write_tokens, usage.cache_write_1h_tokens
     fields: Fields = {"input_tokens": max(0, usage.input_tokens - (cached or 0) - (kept or 0))}
     if kept is not None:
         fields["cache_creation_input_tokens"] = kept
+    if kept is not None and hour is not None:
+        ages = {"ephemeral_5m_input_tokens": max(0, kept - hour), "ephemeral_1h_input_tokens": hour}
+        fields["cache_creation"] = ages
     if cached is not None:
         fields["cache_read_input_tokens"] = cached
     fields["output_tokens"] = usage.output_tokens
     if usage.reasoning_tokens is not None:
         fields["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    if usage.kinds and WEB_SEARCH in usage.kinds:
+        fields["server_tool_use"] = {"web_search_requests": usage.kinds[WEB_SEARCH]}
     return fields
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 # ── events ──
