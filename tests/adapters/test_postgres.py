@@ -7,6 +7,7 @@ import concurrent.futures
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -183,6 +184,25 @@ async def test_a_lock_held_too_long_fails_a_whole_group_at_once(
         assert {type(answer) for answer in answers} == {StoreError}
         other.rollback()
         await late.write(keep)
+
+
+async def test_who_was_frozen_in_mid_pipeline_keeps_no_lock(
+    url: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "FROZEN_S", 0.5)
+    await store.write(lambda tx: keep(tx, "before"))
+    with psycopg.connect(url) as other:
+        other.execute("SET idle_in_transaction_session_timeout = 100")  # which ends nobody in mid-pipeline
+        other.execute("SELECT pg_advisory_xact_lock(%s::int, %s::int)", (postgres._CLASS, store._schema))
+        other.pgconn.enter_pipeline_mode()
+        other.pgconn.send_query_params(b"SELECT 1", None)
+        other.pgconn.send_flush_request()
+        other.pgconn.flush()
+        began = time.monotonic()
+        await store.write(keep)
+        assert 0.4 < time.monotonic() - began < 10
+        assert kept(store)
+        other.close()
 
 
 def test_what_cannot_be_opened_says_so_without_the_password() -> None:

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.integration.test_batch import AUDIT, SCRIPT, documents, steps
 
 from twolane import Platform, RunSummary
 from twolane.errors import StoreError
+from twolane.store import sqlite
 from twolane.store.sqlite import SQLiteStore
 from twolane.testing import Rehearsal
 
@@ -43,6 +45,22 @@ def check_whole(platform: Platform, summary: RunSummary, *, asked: int) -> None:
     assert platform.kernel.store.all("reservations") == []
     assert len(list(Path(summary.reports).glob("*.json"))) == ITEMS
     assert platform.verify().ok
+
+
+def test_who_opens_waits_while_another_that_comes_or_goes_holds_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store.db"
+    SQLiteStore(path).close()
+    monkeypatch.setattr(sqlite, "_migrate", lambda _: None)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        leaving = threading.Timer(0.2, other.close)
+        leaving.start()
+        with closing(SQLiteStore(path)) as store:
+            assert store.all("processes") == []
+        leaving.join()
 
 
 @pytest.mark.parametrize("which", ["twolane.db", "twolane.db.queue"])

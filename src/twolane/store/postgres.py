@@ -34,13 +34,23 @@ PATIENCE_S = 30.0
 """How long another process may hold the lock before a write fails; and how long the outcome of a commit is asked for
 that broke off."""
 FROZEN_S = 5
-"""After so long without a word inside a transaction, the server ends a session: a frozen process keeps no lock."""
+"""After so long without a word inside a transaction, the server ends a session: a frozen process keeps no lock. In
+mid-pipeline, as `executemany` is, the server does not look at its clock, and whoever waits for the lock ends it."""
+WAIT_S = 1.0
+"""How long the lock is waited for before a look at who holds it."""
 CONNECT_S = 2
 GONE_S = 0.25
 """After a failed attempt to connect the next is made so much later, by whoever asks then; later still where the attempt
 itself took longer, so that a server that swallows packets takes half of a process's time at most."""
 _CLASS = 0x7477
 """The advisory lock's first half; the second is the schema's own id."""
+_END_THE_FROZEN = """
+SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - make_interval(secs => %s)
+"""
+"""It holds the lock and has said nothing for so long."""
 _DEFAULTS: dict[str, object] = {
     "connect_timeout": CONNECT_S, "application_name": "twolane",
     "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 5_000,
@@ -236,19 +246,31 @@ class _Session:
         self._changes_policy = False
         with self._server.explained("written"):
             try:
-                return self._start(self._open())
+                return self._wait(self._open())
             except psycopg.OperationalError:
                 if self._connection is not None and not self._connection.closed:
                     self.rollback()
                     raise
-            return self._start(self._open())  # it broke while nothing was under way
+            return self._wait(self._open())  # it broke while nothing was under way
+
+    def _wait(self, connection: _Connection) -> bool:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._start(connection)
+            except psycopg.errors.LockNotAvailable:
+                if time.monotonic() > deadline:
+                    raise
+                connection.execute("ROLLBACK", prepare=False)
+                connection.execute(_END_THE_FROZEN, (_CLASS, self._schema, FROZEN_S))
 
     def _start(self, connection: _Connection) -> bool:
         """All in one message: the lock, and only then the look at what is there."""
         asked = sql.SQL(
             "BEGIN; SELECT pg_advisory_xact_lock({}::int, {}::int); "
-            "SELECT pg_current_xact_id()::text AS xid, {} = '' OR EXISTS (SELECT FROM process WHERE name = {}) AS alive"
-        ).format(_CLASS, self._schema, self.fence, self.fence)
+            "SELECT set_config('lock_timeout', '{}', true), "
+            "pg_current_xact_id()::text AS xid, {} = '' OR EXISTS (SELECT FROM process WHERE name = {}) AS alive"
+        ).format(_CLASS, self._schema, sql.SQL(str(int(PATIENCE_S * 1000))), self.fence, self.fence)
         cursor = connection.execute(asked, prepare=False)
         while cursor.nextset():
             pass
@@ -262,7 +284,7 @@ class _Session:
             self._connection = self._server.connect()
             self._connection.execute(
                 sql.SQL("SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}").format(
-                    int(PATIENCE_S * 1000), FROZEN_S * 1000
+                    int(WAIT_S * 1000), FROZEN_S * 1000
                 ),
                 prepare=False,
             )

@@ -55,7 +55,7 @@ class SQLiteStore:
         self._all_readers: list[sqlite3.Connection] = []
         try:
             _migrate(path)
-            self._watcher = self._connect()
+            self._watcher = _connect(self.path)
             self._session = _Session(path, self._queries)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from None
@@ -111,13 +111,10 @@ class SQLiteStore:
     def _reader(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
         if connection is None:
-            connection = self._readers.connection = self._connect()
+            connection = self._readers.connection = _connect(self.path)
             connection.execute("PRAGMA query_only = on")
             self._all_readers.append(connection)
         return connection
-
-    def _connect(self) -> sqlite3.Connection:
-        return _connect(self.path)
 
     # ── writing ──
 
@@ -137,7 +134,7 @@ class SQLiteStore:
     def beat(self, name: str, *, patience_s: float) -> Mapping[str, int]:
         try:
             if self._beating is None:
-                self._beating = self._connect()
+                self._beating = _connect_to_write(self.path)
                 # What a power cut takes of it means nothing: every process is dead then.
                 self._beating.execute("PRAGMA synchronous = NORMAL")
             _begin(self._beating, patience_s)
@@ -162,7 +159,7 @@ class _Session:
     """The writer's connection; see `groups.Session`."""
 
     def __init__(self, path: Path, queries: Mapping[str, str]) -> None:
-        self._path, self._queries, self._connection = path, queries, _connect(path)
+        self._path, self._queries, self._connection = path, queries, _connect_to_write(path)
         self.fence = ""
         self.policy_writes = 0
         """Transactions so far that changed the epoch."""
@@ -237,13 +234,21 @@ def _begin(connection: sqlite3.Connection, patience_s: float) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     # Made by now: one that is gone must not be put in its place again, empty.
     uri = f"{path.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0)
+    # A process that comes or goes, or finds what a killed one left, holds the file alone for a moment: readers wait.
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=PATIENCE_S)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA cache_size = -4000")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    return connection
+
+
+def _connect_to_write(path: Path) -> sqlite3.Connection:
+    """One whose transactions `_begin` begins, which waits by itself."""
+    connection = _connect(path)
+    connection.execute("PRAGMA busy_timeout = 0")
     return connection
 
 
@@ -254,7 +259,7 @@ def _migrate(path: Path) -> None:
     with open(f"{path}.lock", "a+b") as lock:
         os.chmod(lock.name, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S)
         try:
             os.chmod(path, 0o600)
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
