@@ -31,8 +31,8 @@ check: $(STAMP) ## format, lint, types, imports, unit tests: before every commit
 	@$(BIN)/lint-imports --no-logo
 	@$(PYTEST) $(UNIT)
 
-test: check ## check, then every other test but the long ones: most wait, so three at a time
-	@$(PYTEST) -m "not long" --numprocesses 3 --dist worksteal $(MANY)
+test: check ## check, then every other test but the long ones: most wait, so four at a time
+	@$(PYTEST) -m "not long" --numprocesses 4 --dist worksteal $(MANY)
 	@$(PYTEST) -m "not long" $(ALONE)
 
 crash: $(STAMP) ## kill -9 and injected faults at every write, the long ones too
