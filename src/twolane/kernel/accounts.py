@@ -90,9 +90,8 @@ class Limits:
         operator's."""
         row = asked.one("budget", scope=scope)
         own = Limit.of(row) if row else None
-        name = _template_of(scope, self._templates)
         found: dict[str, Limit] = {}
-        for limit in (own, self._templates[name] if name else None):
+        for limit in (own, self.of_template(scope)):
             if limit is not None:
                 window = budgets.window(limit.period, now_us)
                 there = found.get(window)
@@ -102,6 +101,11 @@ class Limits:
                     else Limit(limit.period, limit.most.lower(there.most), max(limit.since_us, there.since_us))
                 )
         return found
+
+    def of_template(self, scope: str) -> Limit | None:
+        """What the configuration sets for each of its kind: no command changes that."""
+        name = _template_of(scope, self._templates)
+        return self._templates[name] if name else None
 
     def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
         """The chain's budgets in their current windows, widest first; windows are opened as needed."""
