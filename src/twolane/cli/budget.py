@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, run, table
 from twolane.cli.switch import not_known
 from twolane.config import near
-from twolane.domain.money import Money, decimal_string
+from twolane.domain.money import Money
 from twolane.errors import NotFound, UsageError
 from twolane.kernel.accounts import Limit, account_fields, amount_fields
 from twolane.kernel.books import amount_of
@@ -130,21 +130,17 @@ def list_(config: ConfigOption = None, is_json: JsonOption = False) -> None:
 
     async def go() -> None:
         async with await Platform.open(load_config(config), can_call=False) as platform:
-            rows, cells = [], []
-            for account in await platform.kernel.treasury.all_accounts():
-                told = account_fields(account)
-                spent, held = decimal_string(account.spent.pico), decimal_string(account.held.pico)
-                unlimited = {"limit": None, "spent": spent, "held": held, "remaining": None}
-                money = told.pop("money") or unlimited
-                row: dict[str, Any] = {"scope": account.scope, "period": account.window, **money}
-                rows.append(row | {name: each for name, each in told.items() if each is not None})
-                for name, each in {"money": money, **told}.items():
-                    if each is not None and each["limit"] is not None:
-                        cells.append([account.scope, account.window, name, *[str(each[part]) for part in _PARTS]])
+            rows = [account_fields(account) for account in await platform.kernel.treasury.all_accounts()]
+            cells = [
+                [row["scope"], row["period"], name, *[str(figures[part]) for part in _PARTS]]
+                for row in rows
+                for name, figures in {"money": row, **row}.items()
+                if isinstance(figures, dict) and figures["limit"] is not None
+            ]
             head = ("scope", "period", "of", *_PARTS)
             emit(
                 is_json,
-                {"budgets": rows},
+                {"currency": platform.kernel.config.currency, "budgets": rows},
                 table(cells, head=head) if rows else ["No budget is set: there is no limit."],
             )
 
