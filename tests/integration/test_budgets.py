@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from tests.integration.test_treasury import (
     CALL,
     ask,
     assert_at_rest,
+    block,
     config,
     limit,
     opened,
     rehearsal,
     request,
+    until,
     warmed,
 )
 
@@ -29,7 +32,7 @@ from twolane.errors import BadRequest, BudgetExceeded, Conflict, NotFound, Refus
 from twolane.kernel import Kernel, Request, auditor, ledger
 from twolane.kernel.accounts import Limit
 from twolane.kernel.books import Books, amount_of, state_of
-from twolane.kernel.treasury import drift
+from twolane.kernel.treasury import HELD_S, drift
 from twolane.models.rehearsal import Rehearsal
 from twolane.online.auth import Gate, create_key
 from twolane.online.chat import request_of
@@ -305,6 +308,55 @@ async def test_a_call_on_its_way_to_the_store_behind_a_budget_waits_for_those_in
             assert (await account_of(kernel, "tenant:t")).held.pico == BOUND
         await answer.durable()
         await assert_at_rest(kernel)
+
+
+# ── lifting ──
+
+
+async def test_when_budgets_are_lifted_calls_in_flight_end_as_ever_and_who_waits_goes_on(tmp_path: Path) -> None:
+    money = {"pico": 10**6 * PICO}
+    lifted: dict[str, Any] = {
+        "tenant:t": money,
+        "key:t/a": money,
+        "key:t/b": {"us": 60 * SECOND},
+        "key:t/c": {"pico": BOUND},
+    }
+    async with opened(tmp_path, rehearsal(token_ms=1)) as kernel:
+        for scope, most in lifted.items():
+            await limit(kernel, scope, **most)
+        await ask(kernel, request(key="a"))
+        await until(lambda: not block(kernel, "key:t/a").is_empty() and not block(kernel).is_empty())
+        asked = [request(key=key, lane=Lane.BATCH if key == "c" else Lane.ONLINE) for key in "aabbc"]
+        async with AsyncExitStack() as stack:
+            answers = [await stack.enter_async_context(kernel.door.step(each)) for each in asked]
+            holds = [answer.hold for answer in answers if answer.hold is not None]
+            assert [(bool(hold.shares), bool(hold.amount.us)) for hold in holds] == [
+                (True, False), (True, False), (False, True), (False, True), (False, False)
+            ]  # fmt: skip
+            waiting = asyncio.create_task(ask(kernel, asked[-1]))
+            await asyncio.sleep(HELD_S)
+            with pytest.raises(Conflict, match="since somebody changed it"):
+                await kernel.treasury.lift_budget("key:t/c", actor="t", only_if=lambda there: there is None)
+            assert not waiting.done()
+            for scope, most in lifted.items():
+                before = await kernel.treasury.lift_budget(scope, actor="t", reason="r")
+                assert before == Limit("total", Ceiling(**most))
+            assert await kernel.treasury.lift_budget("tenant:t", actor="t") is None
+            assert await kernel.treasury.all_accounts() == []
+            await waiting
+            assert drift(kernel.store) == []
+            for answer in answers[1:4]:  # the others leave in the middle
+                await answer.whole()
+        for answer in answers:
+            await answer.durable()
+        await assert_at_rest(kernel)
+        told = [orjson.loads(entry["leaf"]) for entry in kernel.store.all("entries", first=0, count=99)]
+        assert [(leaf["scope"], leaf["reason"]) for leaf in told if leaf.get("lifted")] == [
+            (each, "r") for each in lifted
+        ]
+        await limit(kernel, "key:t/c", pico=BOUND)
+        with pytest.raises(BudgetExceeded):  # what was spent without a limit counts under the next one
+            await ask(kernel, asked[-1])
 
 
 # ── keys and business processes ──

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from twolane.cli import budget
-from twolane.errors import UsageError
+from twolane.errors import NotFound, UsageError
 
 Answer = dict[str, Any]  # Any: JSON
 
@@ -256,6 +256,25 @@ def test_a_budget_that_is_no_number_is_refused_before_anything_is_opened(
     assert isinstance(done.exception, UsageError), done.exception
     assert value[:6] in str(done.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_lifted_once_and_only_where_it_is_the_one_that_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twolane.toml").write_text('[budget.run]\nmoney = "2"\n')
+
+    def said(*arguments: str) -> Result:
+        return CliRunner().invoke(budget.app, list(arguments))
+
+    said("set", "run:r", "--calls", "3")
+    assert "its budget is 3 calls in total" in str(said("lift", "run:r", "--if-limit", "4").exception)
+    lifted = said("lift", "run:r", "--if-limit", "3", "--reason", "moved", "--json")
+    none = {"money": None, "tokens": None, "calls": 3, "seconds": None, "accelerator_seconds": None}
+    assert json.loads(lifted.stdout) == {"scope": "run:r", "previous": {"period": "total", **none}}
+    again = said("lift", "run:r").exception
+    assert isinstance(again, NotFound)
+    assert "no budget is set for run:r. The configuration limits it to $2.00 in total" in str(again)
 
 
 def test_the_outside_contract_of_budgets(shell: Shell) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
 import io
 import json
+import os
 import sqlite3
 import sys
+from collections.abc import Iterable
 from contextlib import closing, redirect_stdout
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +29,7 @@ from twolane.errors import UpstreamError, UsageError
 from twolane.kernel import Kernel, Request, economics, ledger
 from twolane.kernel.economics import DIMENSIONS, Days
 from twolane.models.rehearsal import Rehearsal, Script, read_faults
+from twolane.rules import focus
 from twolane.store.opening import open_store
 from twolane.store.sql import script
 from twolane.testing import Rehearsal as Kit
@@ -342,6 +346,41 @@ def test_the_commands_tell_the_same_as_the_ledger(
     command(tmp_path, monkeypatch, "cost", "report", "--since", "yesterday", code=2)
     command(tmp_path, monkeypatch, "cost", "report", "--by", "colour", code=2)
     assert "costs are not told by 'colour'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["costs.csv", "costs.parquet"])
+def test_an_export_that_fails_midway_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    asyncio.run(fill(tmp_path))
+    out, elsewhere = tmp_path / name, tmp_path / "folder"
+    elsewhere.mkdir()
+    out.symlink_to(elsewhere / name)
+    out.write_text("of last month")
+    out.chmod(0o600)
+
+    def write_some(path: Path, rows: Iterable[Json]) -> None:  # as pyarrow does, which need not be there
+        with path.open("w") as file:
+            file.writelines(row["BilledCost"] for row in rows)
+
+    row_of, rows_left = focus.row_of, [2]
+
+    def full(*charge: Any, **more: Any) -> Json:  # Any: handed on as they come
+        rows_left[0] -= 1
+        if rows_left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return row_of(*charge, **more)
+
+    monkeypatch.setattr(focus, "row_of", full)
+    monkeypatch.setattr("twolane.cli.cost._write_parquet", write_some)
+    command(tmp_path, monkeypatch, "cost", "export", "--out", name, code=2)
+    assert "No space left on device" in capsys.readouterr().err
+    assert out.read_text() == "of last month"
+    assert os.listdir(elsewhere) == [name]
+    rows_left[0] = 100
+    command(tmp_path, monkeypatch, "cost", "export", "--out", name)
+    assert out.read_text() != "of last month"
+    assert (out.is_symlink(), out.stat().st_mode & 0o777) == (True, 0o600)
 
 
 def _values(told: object) -> list[object]:

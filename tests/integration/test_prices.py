@@ -185,11 +185,29 @@ async def test_usage_that_makes_no_sense_is_estimated_and_never_nothing(tmp_path
 
 async def test_usage_beyond_the_bound_is_booked_as_told_and_marked(tmp_path: Path) -> None:
     told = {"prompt_tokens": input_bound(CALL) + 1, "completion_tokens": MOST_COUNT}
-    dear = {"input": "1", "output": "5000000"}
-    async with opened(tmp_path, Raw(WORDS, event(usage=told), DONE), price=dear) as kernel:
+    async with opened(tmp_path, Raw(WORDS, event(usage=told), DONE), price={"input": "1", "output": "500"}) as kernel:
         entry = await ask(kernel)
         assert (entry["output_tokens"], entry["beyond_bound"]) == (MOST_COUNT, 1)
-        assert int(entry["cost_pico"]) == 2**63 - 1, "as much of it as 64 bits hold"
+        assert int(entry["cost_pico"]) > MOST_COUNT * 500 * 10**6
+
+
+async def test_usage_that_no_call_can_cost_is_estimated_and_sums_stay_in_64_bits(tmp_path: Path) -> None:
+    told = {"prompt_tokens": 100, "completion_tokens": MOST_COUNT}
+    async with opened(
+        tmp_path, Raw(WORDS, event(usage=told), DONE), price={"input": "1", "output": "1000000"}
+    ) as kernel:
+        price = kernel.upstreams["up"].price
+        assert price is not None
+        assert charge(Usage(100, MOST_COUNT), price) == 2**63 - 1, "two of these would be more than a column holds"
+        await kernel.treasury.set_budget("tenant:t", period="total", actor="a test", pico=2**62)
+        told_at_once = [await ask(kernel) for _ in range(3)]
+        bound = upper_bound(CALL, price).pico
+        assert bound is not None
+        assert all((entry["estimated"], entry["beyond_bound"]) == (1, 1) for entry in told_at_once)
+        costs = [int(entry["cost_pico"]) for entry in told_at_once]
+        assert all(0 < cost <= bound for cost in costs)
+        (account,) = await kernel.treasury.all_accounts()
+        assert account.spent.pico == sum(costs)
 
 
 # ── by which price ──

@@ -132,6 +132,11 @@ class Machine(RuleBasedStateMachine):
         self.run(self.processes[which].treasury.set_budget(scope, period="total", pico=size, tokens=None, actor="t"))
         self.most[scope] = max(self.most[scope], size)
 
+    @rule(which=st.integers(0, 1), scope=st.sampled_from(SCOPES[1:]))
+    def lift_budget(self, which: int, scope: str) -> None:
+        if self.run(self.processes[which].treasury.lift_budget(scope, actor="t")) is not None:
+            self.most[scope] = 2**62
+
     @rule(which=st.integers(0, 1))
     def crash(self, which: int) -> None:
         """It is gone with all that it had in memory; the other one finds out."""

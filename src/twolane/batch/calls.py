@@ -23,6 +23,7 @@ from twolane.batch.workflow import NeedsCall
 from twolane.domain.canonical import canonical_json, commitment
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Status, Subject
+from twolane.domain.schema import in_words
 from twolane.errors import BudgetExceeded, HandoffRefused, Killed, Problem
 from twolane.kernel import Kernel, ledger, new_id
 from twolane.kernel.answer import EXHAUSTED
@@ -361,4 +362,6 @@ def _priced(pico: int) -> ModelCall:
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"it gave something else than it says it returns: {'/'.join(map(str, first['loc'])) or '/'}: {first['msg']}"
+    return (
+        f"it gave something else than it says it returns: {'/'.join(map(str, first['loc'])) or '/'}: {in_words(first)}"
+    )

@@ -7,7 +7,9 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -97,12 +99,26 @@ def finish_reports(kernel: Kernel, flow: Workflow, run: str) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, even after a crash."""
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft beside a file, for whoever writes it bit by bit: it takes the file's place at the end, and goes where
+    that is not reached. What stood there before stays until then, and who may read it stays the same."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        draft.touch()
+        if path.exists():
+            shutil.copymode(path, draft)
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:

@@ -29,7 +29,7 @@ from twolane.config import near
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin, Subject
-from twolane.domain.schema import problem_at
+from twolane.domain.schema import in_words, problem_at
 from twolane.errors import ConfigError, NotFound, Problem, UsageError
 from twolane.kernel import Kernel, ledger
 from twolane.kernel.progress import status_of
@@ -128,7 +128,7 @@ def input_of(flow: Workflow, source: Source) -> tuple[bytes | None, Problem | No
         revive_input(flow, source.id, orjson.dumps(row))
     except ValidationError as error:
         first = error.errors()[0]
-        return None, problem_at(flow.takes, first["loc"], first["msg"])  # type: ignore[arg-type]  # a pydantic model here
+        return None, problem_at(flow.takes, first["loc"], in_words(first))  # type: ignore[arg-type]  # a pydantic model here
     return orjson.dumps(row), None
 
 

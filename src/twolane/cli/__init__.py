@@ -24,7 +24,7 @@ _COMMANDS = {
     "up": "the gateway and a worker, on one machine",
     "doctor": "check the installation, or probe an upstream",
     "key": "API keys: create, list, revoke",
-    "budget": "hard limits: list, set, reconcile",
+    "budget": "hard limits: list, set, lift, reconcile",
     "cost": "what it all costs: report, export",
     "switch": "kill switches: list, trip, reset",
     "audit": "the ledger: verify",

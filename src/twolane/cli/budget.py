@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, run, table
 from twolane.cli.switch import not_known
 from twolane.config import near
-from twolane.domain.money import Money, decimal_string
-from twolane.errors import UsageError
+from twolane.domain.money import Money
+from twolane.errors import NotFound, UsageError
 from twolane.kernel.accounts import Limit, account_fields, amount_fields
 from twolane.kernel.books import amount_of
 from twolane.kernel.switches import is_text
 from twolane.platform import Platform
 from twolane.rules.budgets import Ceiling, read_count, read_seconds
 
-app = new_app("Hard limits: list, set, reconcile.")
+app = new_app("Hard limits: list, set, lift, reconcile.")
 
 _SCOPES = "all, tenant:T, key:T/N, workflow:T/W, upstream:U, run:R or item:R/ID"
 _SCOPE = re.compile(r"all|(?:tenant|upstream|run):[^/]+|(?:key|workflow|item):[^/]+/.+")
@@ -72,6 +72,47 @@ def set_(
     run(go())
 
 
+@app.command()
+def lift(
+    scope: Annotated[str, typer.Argument(help=_SCOPES)],
+    reason: Annotated[str | None, typer.Option(help="why; it enters the ledger")] = None,
+    if_limit: Annotated[
+        str | None, typer.Option(help="only if this is the limit now (of the first one that `budget list` shows)")
+    ] = None,
+    config: ConfigOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Limit a scope no longer. What was spent goes on being counted, and counts if a budget is set again."""
+    _check_scope(scope)
+    loaded = load_config(config)
+    why = (reason or "").strip().encode(errors="replace").decode()[:500]
+
+    def is_as_expected(before: Limit | None) -> bool:
+        limits = (
+            [] if before is None else [(name, most) for name, most in before.most._asdict().items() if most is not None]
+        )
+        return if_limit is None or not limits or _read(limits[0][0], if_limit, loaded.currency) == limits[0][1]
+
+    async def go() -> None:
+        async with await Platform.open(loaded, can_call=False) as platform:
+            treasury = platform.kernel.treasury
+            before = await treasury.lift_budget(scope, actor="budget lift", reason=why or None, only_if=is_as_expected)
+            by_file = treasury.limit_of_kind(scope)
+            still = (
+                [f"The configuration limits it to {treasury.told_limit(by_file)}, as all like it"] if by_file else []
+            )
+            if before is None:
+                raise NotFound(". ".join([f"no budget is set for {scope}", *still, "Look: twolane budget list"]))
+            answer = {"scope": scope, "previous": before.fields()}
+            emit(
+                is_json,
+                answer,
+                [f"{scope}: no limit of its own any more (it was {treasury.told_limit(before)})", *still],
+            )
+
+    run(go())
+
+
 def _check_scope(scope: str) -> None:
     if not (_SCOPE.fullmatch(scope) and is_text(scope)):
         raise UsageError(f"{scope!r} is not a scope", hint=f"Write {_SCOPES}")
@@ -89,21 +130,17 @@ def list_(config: ConfigOption = None, is_json: JsonOption = False) -> None:
 
     async def go() -> None:
         async with await Platform.open(load_config(config), can_call=False) as platform:
-            rows, cells = [], []
-            for account in await platform.kernel.treasury.all_accounts():
-                told = account_fields(account)
-                spent, held = decimal_string(account.spent.pico), decimal_string(account.held.pico)
-                unlimited = {"limit": None, "spent": spent, "held": held, "remaining": None}
-                money = told.pop("money") or unlimited
-                row: dict[str, Any] = {"scope": account.scope, "period": account.window, **money}
-                rows.append(row | {name: each for name, each in told.items() if each is not None})
-                for name, each in {"money": money, **told}.items():
-                    if each is not None and each["limit"] is not None:
-                        cells.append([account.scope, account.window, name, *[str(each[part]) for part in _PARTS]])
+            rows = [account_fields(account) for account in await platform.kernel.treasury.all_accounts()]
+            cells = [
+                [row["scope"], row["period"], name, *[str(figures[part]) for part in _PARTS]]
+                for row in rows
+                for name, figures in {"money": row, **row}.items()
+                if isinstance(figures, dict) and figures["limit"] is not None
+            ]
             head = ("scope", "period", "of", *_PARTS)
             emit(
                 is_json,
-                {"budgets": rows},
+                {"currency": platform.kernel.config.currency, "budgets": rows},
                 table(cells, head=head) if rows else ["No budget is set: there is no limit."],
             )
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from twolane.batch.reports import whole_file
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, run, table
 from twolane.config import ANTHROPIC_URL, Config
 from twolane.domain.money import decimal_string
@@ -160,14 +161,20 @@ def _write(out: Path | None, rows: Iterable[Mapping[str, str | None]]) -> None:
     if out is None:
         _write_csv(sys.stdout, rows)
         return
+    write = _write_parquet if out.suffix == ".parquet" else _write_csv_file
     try:
-        if out.suffix == ".parquet":
-            _write_parquet(out, rows)
+        if out.exists() and not out.is_file():  # a pipe or a device: nothing can take its place
+            write(out, rows)
         else:
-            with out.open("w", newline="", encoding="utf-8") as file:
-                _write_csv(file, rows)
+            with whole_file(out.resolve()) as draft:
+                write(draft, rows)
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}", hint="Name another file") from None
+
+
+def _write_csv_file(out: Path, rows: Iterable[Mapping[str, str | None]]) -> None:
+    with out.open("w", newline="", encoding="utf-8") as file:
+        _write_csv(file, rows)
 
 
 def _write_csv(file: Any, rows: Iterable[Mapping[str, str | None]]) -> None:  # Any: whatever takes text

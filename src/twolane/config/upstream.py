@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from twolane.config.values import Amount, Joules, PerMillion, SecretRef, Section
-from twolane.domain.money import Money, pico_per_token
-from twolane.domain.records import Energy, Price
-from twolane.rules.pricing import accelerator_us
+from twolane.domain.money import PICO, Money, pico_per_token
+from twolane.domain.records import Energy, Price, Usage
+from twolane.rules.pricing import MOST_CHARGE, accelerator_us, charge
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 """Where an upstream of kind anthropic is, unless it says otherwise."""
@@ -188,6 +188,12 @@ class UpstreamSection(Section):
             raise ValueError("price_list and price_variant choose from the public list: leave out the price of its own")
         if self.price is not None and self.price.accelerator_second is not None and not self.accelerators:
             raise ValueError("price.accelerator_second needs accelerators = N, how many all slots share")
+        price = self.price_of()
+        if price is not None and charge(Usage(1, 0), price, price.longest_accelerator_us) > MOST_CHARGE:
+            raise ValueError(
+                f"by its price for a request and for timeout.total_s alone a call may cost more than "
+                f"{MOST_CHARGE // PICO:,}: lower price.request, price.accelerator_second or timeout.total_s"
+            )
         return self
 
     @model_validator(mode="after")

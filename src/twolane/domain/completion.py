@@ -154,7 +154,8 @@ def _first(*values: object) -> int | None:
 
 
 MOST_COUNT = 100_000_000
-"""No call has more tokens, so more is no count. Sums stay in 64 bits after nine thousand such lies at $10 a million."""
+"""No call has more tokens, so more is no count. Sums stay in 64 bits after nine thousand such lies at $10 a million; at
+prices beyond a thousand see `pricing.MOST_CHARGE`."""
 
 
 def whole_count(value: object) -> int | None:

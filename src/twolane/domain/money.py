@@ -74,13 +74,23 @@ def decimal_string(pico: int) -> str:
     return f"{sign}{whole}.{digits:0<2}"
 
 
+MOST_PER_MILLION = 1_000_000
+"""The highest price of a million tokens: one unit each, over a thousand times the dearest there is. Beyond it a slip of
+the pen, or picounits written for units, would fill 64 bits within a few calls."""
+
+
 def pico_per_token(per_million: str) -> int:
     """A price per million tokens, as written in the configuration, in picounits per token.
 
     Raises:
-        UsageError: finer than 10⁻⁶ of the unit per million tokens.
+        UsageError: finer than 10⁻⁶ of the unit per million tokens, or more than `MOST_PER_MILLION`.
     """
     pico = Money.parse(per_million, "USD").pico if "$" in per_million else Money.parse(per_million).pico
     if pico % 1_000_000:
         raise UsageError(f"the price {per_million!r} is finer than 0.000001 per million tokens")
+    if pico > MOST_PER_MILLION * PICO:
+        raise UsageError(
+            f"the price {per_million!r} is more than {MOST_PER_MILLION:,} per million tokens",
+            hint="Write what a million of them cost, in units of the currency",
+        )
     return pico // 1_000_000

@@ -334,7 +334,7 @@ class Kernel:
         kept = self.store.one("get_meta", name=name)
         before = kept["value"].split("\n") if kept is not None else []
         for scope in set(before) - {*taken, ""}:
-            await self.treasury.lift_budget_of_file(scope)
+            await self.treasury.lift_budget(scope, actor="file", source="file")
             await self.store.write(lambda tx, s=scope: tx.run("forget_meta", name=f"budget {s}"))  # type: ignore[misc]
         if before != (taken or [""]):
             await self.store.write(lambda tx: tx.run("set_meta", name=name, value="\n".join(taken)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -53,18 +53,19 @@ def amount_fields(amount: Sequence[int | None]) -> dict[str, object]:
     }
 
 
-def account_fields(account: Account) -> dict[str, dict[str, object] | None]:
-    """What an account says of each dimension that it limits: limit, spent, held, leased and remaining. None for the
-    others."""
+def account_fields(account: Account) -> dict[str, Any]:  # Any: JSON
+    """A budget as every answer tells it: its scope, its window as `period`, what is limit, spent, held, leased and
+    remaining of its money (None where that is not limited), and the same of each other dimension that it limits, under
+    its name."""
     amounts = {
         "limit": account.limit, "spent": account.spent, "held": account.held, "leased": account.leased,
         "remaining": account.left(),
     }  # fmt: skip
     told = {part: amount_fields(amount) for part, amount in amounts.items()}
-    return {
-        name: None if limit is None else {part: figure[name] for part, figure in told.items()}
-        for name, limit in told["limit"].items()
-    }
+    figures = {name: {part: amount[name] for part, amount in told.items()} for name in told["limit"]}
+    money = figures.pop("money")
+    limited = {name: each for name, each in figures.items() if each["limit"] is not None}
+    return {"scope": account.scope, "period": account.window, **money, **limited}
 
 
 def run_of(scope: str) -> dict[str, str]:
@@ -90,9 +91,8 @@ class Limits:
         operator's."""
         row = asked.one("budget", scope=scope)
         own = Limit.of(row) if row else None
-        name = _template_of(scope, self._templates)
         found: dict[str, Limit] = {}
-        for limit in (own, self._templates[name] if name else None):
+        for limit in (own, self.of_template(scope)):
             if limit is not None:
                 window = budgets.window(limit.period, now_us)
                 there = found.get(window)
@@ -102,6 +102,11 @@ class Limits:
                     else Limit(limit.period, limit.most.lower(there.most), max(limit.since_us, there.since_us))
                 )
         return found
+
+    def of_template(self, scope: str) -> Limit | None:
+        """What the configuration sets for each of its kind: no command changes that."""
+        name = _template_of(scope, self._templates)
+        return self._templates[name] if name else None
 
     def accounts(self, tx: Transaction, scopes: Sequence[str]) -> list[Account]:
         """The chain's budgets in their current windows, widest first; windows are opened as needed."""

@@ -455,11 +455,16 @@ class Attempt:
             used_us = pricing.accelerator_us(total_us, upstream.accelerators, upstream.slots)
         price = upstream.price
         pico = None if price is None else pricing.charge(usage, price, used_us)
+        is_beyond = pricing.is_beyond(usage, meter.call)
+        if pico is not None and price is not None and pricing.is_absurd(pico, meter.call, price):
+            usage, is_beyond = pricing.estimate(meter.call, meter.output_bytes()), True
+            pico = pricing.charge(usage, price, used_us)
         parts = () if pico is None or price is None else economics.parts(usage, price, pico, used_us)
         heavy = self._house.upstreams.get(self._house.heavy.get(request.route.name, ""))
         baseline = None if pico is None or heavy is None else heavy.price
         if baseline is not None and baseline.accelerator_second:
             baseline = None  # nobody knows how long it would have taken
+        likely = None if baseline is None else min(pricing.charge(usage, baseline), pricing.MOST_CHARGE)
         settled = Settled(step, usage, pico, total_us)
         fields = meter.fields | {
             "status": status,
@@ -475,9 +480,9 @@ class Attempt:
             "accelerator_us": used_us or None,
             "energy_mj": None if upstream.energy is None else pricing.energy_mj(usage, upstream.energy),
             "estimated": 1 if usage.estimated else None,
-            "beyond_bound": 1 if pricing.is_beyond(usage, meter.call) else None,
+            "beyond_bound": 1 if is_beyond else None,
             "cost_pico": None if pico is None else treasury.leaf_amount(pico),
-            "baseline_pico": None if baseline is None else treasury.leaf_amount(pricing.charge(usage, baseline)),
+            "baseline_pico": None if likely is None else treasury.leaf_amount(likely),
             "currency": self._house.currency,
             "queued_us": meter.queued_us,
             "ttft_us": meter.ttft_us,

@@ -430,8 +430,7 @@ class Treasury:
             row, now_us = tx.one("budget", scope=scope), ledger.now_us()
             before = Limit.of(row) if row is not None else None
             if not only_if(before):
-                there = "no budget is set" if before is None else f"its budget is {self.told_limit(before)}"
-                return Conflict(f"{scope}: {there}, since somebody changed it. Look at it, and set it again")
+                return self._conflict(scope, before)
             tx.run("set_budget", scope=scope, period=limit.period, source=source, since=now_us, **limit.most._asdict())
             _changed(tx, scope, now_us, limit.fields() | {"actor": actor})
             for account in self.accounts(tx, [scope]):
@@ -448,16 +447,46 @@ class Treasury:
         texts = [self._told(name, most) for name, most in limit.most._asdict().items() if most is not None]
         return f"{' and '.join(texts) or 'no limit'} {'in total' if limit.period == 'total' else f'per {limit.period}'}"
 
-    async def lift_budget_of_file(self, scope: str) -> None:
-        """A budget is no longer in the configuration file: lift it, unless a command has set another since."""
+    def _conflict(self, scope: str, before: Limit | None) -> Conflict:
+        there = "no budget is set" if before is None else f"its budget is {self.told_limit(before)}"
+        return Conflict(f"{scope}: {there}, since somebody changed it. Look at it, and decide again")
 
-        def work(tx: Transaction) -> None:
+    async def lift_budget(
+        self,
+        scope: str,
+        *,
+        actor: str,
+        reason: str | None = None,
+        source: str | None = None,
+        only_if: Callable[[Limit | None], bool] = lambda _: True,
+    ) -> Limit | None:
+        """Limit a scope no longer, and give the limits that stood; None where there were none, or from another `source`
+        than the one named. Its windows stay, so that holds of calls in flight end in them, blocks of it come back, and
+        what is spent from now on counts where a budget is set again.
+
+        Raises:
+            Conflict: another limit is set than `only_if` takes.
+        """
+
+        def work(tx: Transaction) -> Limit | Conflict | None:
             row = tx.one("budget", scope=scope)
-            if row is not None and row["source"] == "file":
+            before = Limit.of(row) if row is not None and source in (None, row["source"]) else None
+            if not only_if(before):
+                return self._conflict(scope, before)
+            if before is not None:
                 tx.run("remove_budget", scope=scope)
-                _changed(tx, scope, ledger.now_us(), {"period": row["period"], "actor": "file"})
+                fields = {"period": before.period, "lifted": 1, "actor": actor, "reason": reason}
+                _changed(tx, scope, ledger.now_us(), fields)
+            return before
 
-        await self._store.write(work)
+        answer = await self._store.write(work)
+        if isinstance(answer, Conflict):
+            raise answer
+        return answer
+
+    def limit_of_kind(self, scope: str) -> Limit | None:
+        """What the configuration sets for each scope of this kind: no command changes that."""
+        return self._limits.of_template(scope)
 
     async def reconcile(
         self, scope: str, window: str | None, *, pico: int | None, actor: str

@@ -25,7 +25,6 @@ from twolane.online.auth import MONITOR, Grant
 from twolane.online.probe import last_probe
 from twolane.online.stream import Exchange, Hangup
 from twolane.online.wire import read_object
-from twolane.rules.budgets import Account
 
 STEP_ID = re.compile(r"[0-9a-f]{24}")
 
@@ -54,9 +53,10 @@ async def show_step(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
 
 
 async def list_budgets(kernel: Kernel, grant: Grant, exchange: Exchange) -> None:
-    """GET /api/v1/budgets: every limit of this key's tenant, with what is spent, held and left in its period."""
+    """GET /api/v1/budgets: every limit of this key's tenant, with what is spent, held and left in its period, as
+    `twolane budget list --json` tells them."""
     accounts = await kernel.treasury.all_accounts()
-    mine = [_budget_fields(account) for account in accounts if _is_of(kernel, grant.tenant, account.scope)]
+    mine = [account_fields(account) for account in accounts if _is_of(kernel, grant.tenant, account.scope)]
     await exchange.answer(200, {"currency": kernel.config.currency, "budgets": mine})
 
 
@@ -208,15 +208,6 @@ def _lane_fields(state: LaneState) -> dict[str, object]:
 
 def _rounded(level: float | None) -> float | None:
     return None if level is None else round(level, 3)
-
-
-def _budget_fields(account: Account) -> dict[str, object]:
-    told = account_fields(account).items()
-    mine = {name: part and {key: part[key] for key in _PARTS} for name, part in told}
-    return {"scope": account.scope, "window": account.window, **mine}
-
-
-_PARTS = ("limit", "spent", "held", "remaining")
 
 
 def _is_of(kernel: Kernel, tenant: str, scope: str) -> bool:

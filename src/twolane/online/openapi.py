@@ -304,7 +304,7 @@ _IDS: Schema = {
     "type": "array", "minItems": 1, "maxItems": MAX_TOKENS,
     "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN},
 }  # fmt: skip
-_LIMITS = dict.fromkeys(("limit", "spent", "held", "remaining"), WHOLE)
+_LIMITS = dict.fromkeys(("limit", "spent", "held", "leased", "remaining"), WHOLE)
 _FINDING = _object({"what": TEXT, "verdict": {"enum": ["yes", "no", "unknown"]}, "detail": TEXT})
 _LANE: Schema = _object(
     {
@@ -491,13 +491,13 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "Budget": _object(
         {
-            "scope": TEXT, "window": TEXT,
-            **dict.fromkeys(
-                ("money", "seconds", "accelerator_seconds"), _maybe(_object(dict.fromkeys(_LIMITS, DECIMAL)))
-            ),
-            **dict.fromkeys(("tokens", "calls"), _maybe(_object(_LIMITS))),
-        }
-    ),
+            "scope": TEXT, "period": TEXT, **dict.fromkeys(_LIMITS, DECIMAL),
+            **dict.fromkeys(("limit", "remaining"), _maybe(DECIMAL)),
+            **dict.fromkeys(("seconds", "accelerator_seconds"), _object(dict.fromkeys(_LIMITS, DECIMAL))),
+            **dict.fromkeys(("tokens", "calls"), _object(_LIMITS)),
+        },
+        optional=("seconds", "accelerator_seconds", "tokens", "calls"),
+    ) | {"description": "limit and remaining are null where money is not limited; the rest is there where it is"},
     "Budgets": _object({"currency": TEXT, "budgets": _list(_ref("Budget"))}),
     "Cost": _object(_COST, optional=(*DIMENSIONS, "api_key")),
     "Costs": _object(

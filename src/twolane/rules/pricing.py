@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from twolane.domain.canonical import canonical_json, digest
-from twolane.domain.money import MAX_PICO, decimal_string
+from twolane.domain.money import MAX_PICO, PICO, decimal_string
 from twolane.domain.records import (
     INPUT_KINDS,
     OUTPUT_KINDS,
@@ -20,6 +20,10 @@ from twolane.domain.records import (
     Usage,
 )
 from twolane.rules.reading import input_bound, measure, read_bound
+
+MOST_CHARGE = 100_000 * PICO
+"""What an upstream reports is no count where the call would cost more, and more than it can: sums of money stay in 64
+bits after ninety such lies at any price, and after so many calls that have a price by the request or by time."""
 
 # ── what was used ──
 
@@ -134,7 +138,8 @@ _APART = ("cache_read", "cache_write", "cache_write_1h", "reasoning")
 
 def upper_bound(call: ModelCall, price: Price | None) -> Bound:
     """The most this call can use: all it can read, `max_tokens` out for each of `n` choices, all of it of the dearest
-    kind and tier it can be of, no cache discount assumed, and the longest time. `pico` is None without a price."""
+    kind and tier it can be of, no cache discount assumed, and the longest time. `pico` is None without a price, and the
+    most that fits into 64 bits where it does not: no budget is larger, and no charge."""
     read = input_bound(call, price.overhead_tokens if price else 8)
     written = call.max_tokens * choices(call.extras)
     if price is None:
@@ -143,7 +148,7 @@ def upper_bound(call: ModelCall, price: Price | None) -> Bound:
     pico = read * input_rate + written * output_rate + price.request
     if price.accelerator_second:
         pico += _time_cost(price.longest_accelerator_us, price)
-    return Bound(pico, read + written)
+    return Bound(min(pico, MAX_PICO), read + written)
 
 
 def _dearest(call: ModelCall, price: Price, read: int) -> tuple[int, int]:
@@ -192,6 +197,11 @@ def is_beyond(usage: Usage, call: ModelCall) -> bool:
     if _is_text(call) and (usage.cache_write_1h_tokens or any(not n.startswith("output_") for n in usage.kinds or ())):
         return True
     return usage.output_tokens > call.max_tokens * choices(call.extras) or usage.input_tokens > input_bound(call)
+
+
+def is_absurd(pico: int, call: ModelCall, price: Price) -> bool:
+    """True where no call costs what this one would by its reported usage: see `MOST_CHARGE`."""
+    return pico > MOST_CHARGE and pico > (upper_bound(call, price).pico or 0)
 
 
 def estimate(call: ModelCall, output_bytes: int) -> Usage:

@@ -114,6 +114,12 @@ def test_a_price_per_million_is_a_whole_number_of_picounits_per_token() -> None:
         pico_per_token("0.0000001")
 
 
+def test_a_price_of_more_than_one_unit_a_token_is_refused() -> None:
+    assert pico_per_token("1000000") == PICO
+    with pytest.raises(UsageError, match="more than 1,000,000 per million tokens"):
+        pico_per_token("1000000.000001")
+
+
 def test_money_of_one_currency_is_ordered() -> None:
     assert Money(1) < Money(2) <= Money(2)
     assert str(Money(10_500_000_000)) == "$0.0105"

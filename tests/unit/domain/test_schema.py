@@ -199,7 +199,8 @@ class Wordless(Exception):
         (RecursionError(), "its validators raised RecursionError"),
         (SystemExit(3), "its validators raised SystemExit: 3"),
         (Wordless(), "its validators raised Wordless"),
-        (ValueError("six\nis not even"), "Value error, six is not even"),
+        (ValueError("six\nis not even"), "six is not even"),
+        (ValueError(), "Value error,"),
         (ValueError("half \udcff"), "its validators raised UnicodeEncodeError: "),
     ],
 )
