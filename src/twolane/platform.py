@@ -98,7 +98,7 @@ class Platform:
             ConfigError: another run was started for this tick.
         """
         name, workflow = self._flow(flow)
-        options = _read_options(options or {})
+        options = _read_options(workflow, options or {})
         _check_options(workflow, options)
         if not _NAME.fullmatch(tenant):
             raise UsageError(f"{tenant!r} is no name of a tenant", hint="Letters, digits, dots, dashes, underscores")
@@ -210,7 +210,7 @@ class Platform:
         """
         row = runs.find(self.kernel, run)
         workflow = flow or runs.load_flow(row["flow"], self._folder())
-        changed = _read_options(options or {})
+        changed = _read_options(workflow, options or {})
         _check_options(workflow, {**runs.options_of(row)["with"], **changed})
         pico = None if budget is None else _budget(budget, self.kernel.config.currency)
         return await again.fork(self.kernel, run, workflow, from_agent=from_agent, options=changed, budget_pico=pico)
@@ -229,7 +229,7 @@ class Platform:
             UsageError: the flow, an input or an option is wrong.
         """
         name, workflow = self._flow(flow)
-        options = _read_options(options or {})
+        options = _read_options(workflow, options or {})
         _check_options(workflow, options)
         return await plans.plan_sources(
             self.kernel, name, workflow, read_sources(inputs), options=options, tenant=tenant
@@ -320,10 +320,13 @@ def with_store(config: Config, store: str) -> Config:
     return config.model_copy(update={"store": store})
 
 
-def _read_options(options: Mapping[str, str]) -> dict[str, str]:
+def _read_options(workflow: Workflow, options: Mapping[str, str]) -> dict[str, str]:
     """A value that begins with @ is the content of that file, read now, so that a run carries all it needs."""
     read = {}
     for name, value in options.items():
+        if workflow.options is not None and name not in workflow.options:
+            there_are = ", ".join(workflow.options) or "none"
+            raise UsageError(f"--with {name}: {workflow.name} has no option {name!r}; it takes {there_are}")
         if value.startswith("@"):
             try:
                 value = Path(value[1:]).read_text(encoding="utf-8")

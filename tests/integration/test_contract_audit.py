@@ -162,7 +162,7 @@ async def test_a_policy_of_ones_own_costs_no_second_extraction(
         ({"policy": "rule = ["}, "policy: it is not valid TOML"),
         ({"policy": 'name = "x"\nversion = "1"\n[[rule]]\nid = "a"'}, "rule a: the rule lacks title"),
         ({"policy": "@/nowhere/policy.toml"}, "--with policy: /nowhere/policy.toml cannot be read"),
-        ({"polcy": "x"}, "contract-audit has no option 'polcy'; there is: policy"),
+        ({"polcy": "x"}, "contract-audit has no option 'polcy'; it takes policy"),
     ],
 )
 async def test_a_wrong_option_is_refused_before_anything_is_written(

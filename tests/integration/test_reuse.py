@@ -21,7 +21,7 @@ from twolane import Agent, Document, Item, Platform, Prompt, RunSummary, Workflo
 from twolane.batch import again, diff
 from twolane.batch import run as runs
 from twolane.domain.records import ModelCall
-from twolane.errors import ConfigError, NotFound
+from twolane.errors import ConfigError, NotFound, UsageError
 from twolane.testing import Rehearsal, Reply
 
 # ── a small workflow: planner → extractor → verifier → synthesizer ──
@@ -68,7 +68,7 @@ def build(
     planner: Agent[[Document], Plan] = planner,
     verifier: Agent[[Facts, str], Any] = verifier,  # Any: each its own schema
 ) -> Workflow:
-    @workflow(version="1")
+    @workflow(version="1", options=["rules"])
     async def audit(contract: Document, do: Item) -> Report:
         plan = await do(planner, contract)
         facts = await do(extractor, contract, plan)
@@ -575,6 +575,24 @@ async def test_a_fork_reuses_what_came_before_and_asks_the_agent_anew() -> None:
         }  # fmt: skip
         assert told.fields()["cost"] == {first.run: first.cost, fork: second.cost}
         assert platform.verify().ok
+
+
+async def test_what_a_workflow_does_not_take_is_refused_before_anything_is_written() -> None:
+    counted, wrong = Counted(), {"rule": "our policy"}
+    async with counted.rehearsal as platform:
+        first = await platform.work(await platform.start(AUDIT, documents(1), options={"rules": "x"}), flow=AUDIT)
+        for asked in (
+            platform.start(AUDIT, documents(1), options=wrong),
+            platform.plan(AUDIT, documents(1), options=wrong),
+            platform.fork(first.run, options=wrong, flow=AUDIT),
+        ):
+            with pytest.raises(UsageError, match=r"--with rule: audit has no option 'rule'; it takes rules$"):
+                await asked
+        bare = replace(AUDIT, options=())
+        with pytest.raises(UsageError, match="it takes none"):
+            await platform.start(bare, documents(1), options=wrong)
+        assert len(platform.kernel.store.all("runs", count=9)) == 1
+        await platform.fork(first.run, flow=bare)  # what it was started with stays as it was
 
 
 async def test_a_fork_that_changes_nothing_costs_nothing_and_differs_in_nothing() -> None:

@@ -224,11 +224,13 @@ class Workflow(Doable[V, W]):
     """Of the file that defines it, as it was when it was loaded: all workers of a run have the same."""
     timeout_s: float = ITEM_S
     """Longest time one item may take, waits for slots and rates included; then it is quarantined."""
+    options: tuple[str, ...] | None = None
+    """What a run of it may be started with (`--with key=value`), None for anything; it is found in `do.options`."""
 
 
 @overload
 def workflow(
-    *, version: str, name: str | None = None, timeout_s: float = ITEM_S
+    *, version: str, name: str | None = None, timeout_s: float = ITEM_S, options: Sequence[str] | None = None
 ) -> Callable[[Callable[[Given, Item], Awaitable[Told]]], Workflow[[Given], Told]]: ...
 @overload
 def workflow(
@@ -236,6 +238,7 @@ def workflow(
     version: str,
     name: str | None = None,
     timeout_s: float = ITEM_S,
+    options: Sequence[str] | None = None,
     reduce: Callable[[Sequence[Told], Item], Awaitable[BaseModel]],
 ) -> Callable[[Callable[[Given, Item], Awaitable[Told]]], Workflow[[Given], Told]]: ...
 def workflow(
@@ -243,6 +246,7 @@ def workflow(
     version: str,
     name: str | None = None,
     timeout_s: float = ITEM_S,
+    options: Sequence[str] | None = None,
     reduce: Callable[..., Awaitable[BaseModel]] | None = None,
 ) -> Callable[[Callable[[Given, Item], Awaitable[Told]]], Workflow[[Given], Told]]:
     """Make an async function (`async def audit(contract: Document, do: Item) -> Report`) a workflow.
@@ -252,12 +256,17 @@ def workflow(
 
     An item that takes longer than `timeout_s` seconds is given up and quarantined; what it has paid for is kept.
 
+    `options` are the names that `--with` may give, to it and to the workflows within it; without them it takes any.
+    `do.options` has those given.
+
     Raises:
         ConfigError: it is not an async function of two arguments, or its annotations do not say what it takes and
-            returns, or its time is not above 0.
+            returns, or its time is not above 0, or its options are no list.
     """
     if not timeout_s > 0:
         raise ConfigError(f"a workflow's timeout_s must be above 0, not {timeout_s}")
+    if isinstance(options, str):
+        raise ConfigError(f"a workflow's options are a list of names: [{options!r}], not {options!r}")
 
     def make(function: Callable[[Given, Item], Awaitable[Told]]) -> Workflow[[Given], Told]:
         own_name = (name or function.__name__).replace("_", "-")
@@ -269,7 +278,9 @@ def workflow(
             its_name = f"{own_name}: reduce"
             reduction = Reduction(reduce, _result(its_name, _hints(its_name, reduce, "results")[1]))
         digest = _digest_of_module(function)
-        return Workflow(own_name, version, function, takes, _result(own_name, returns), reduction, digest, timeout_s)
+        names = None if options is None else tuple(options)
+        result = _result(own_name, returns)
+        return Workflow(own_name, version, function, takes, result, reduction, digest, timeout_s, names)
 
     return make
 

@@ -211,7 +211,7 @@ def build(
 ) -> Workflow:
     """The audit with some of its agents replaced: how a team makes it its own."""
 
-    @workflow(version="1", name="contract-audit")
+    @workflow(version="1", name="contract-audit", options=["policy"])
     async def contract_audit(contract: Document, do: Item) -> Report:
         policy = load_policy(do.options.get("policy", ""))
         plan = await do(planner, contract)
@@ -273,14 +273,11 @@ def load_policy(text: str) -> Policy:
 
 
 def check_options(options: Mapping[str, str]) -> None:
-    """Judge a run's options before it starts; the platform calls this where a flow's module offers it.
+    """Judge the values of a run's options before it starts; the platform calls this where a flow's module offers it.
 
     Raises:
-        ConfigError: an option is unknown, or the policy is wrong.
+        ConfigError: the policy is wrong.
     """
-    unknown = [name for name in options if name != "policy"]
-    if unknown:
-        raise ConfigError(f"contract-audit has no option {unknown[0]!r}; there is: policy", where="--with")
     load_policy(options.get("policy", ""))
 
 

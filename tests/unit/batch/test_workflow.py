@@ -146,6 +146,11 @@ def test_annotations_that_say_too_little_are_refused_where_they_are_written(
     assert words in str(caught.value)
 
 
+def test_options_are_a_list_of_names() -> None:
+    with pytest.raises(ConfigError, match=r"\['rules'\], not 'rules'"):
+        workflow(version="1", options="rules")
+
+
 def test_further_parameters_with_defaults_are_fine() -> None:
     async def tuned(contract: Document, do: Item, depth: int = 3) -> Report:
         return Report(text=str(depth))
