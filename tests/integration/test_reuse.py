@@ -478,6 +478,29 @@ async def test_a_run_that_somebody_works_on_is_left_as_it_is() -> None:
         assert platform.kernel.store.all("switches")
 
 
+async def test_items_that_only_wait_for_their_turn_do_not_begin_after_a_pause() -> None:
+    @workflow(version="1")
+    async def plans(contract: Document, do: Item) -> Plan:
+        try:
+            return await do(planner, contract)
+        except BaseException:  # noqa: BLE001 - even where a workflow swallows it
+            return Plan(topics=["made up"])
+
+    slots, rehearsal = 8, Rehearsal({"": '{"topics": ["a b c"]}'}, token_ms=50, slots=8)
+    async with rehearsal as platform:
+        run = await platform.start(plans, documents(20))
+        working = asyncio.create_task(platform.work(run, flow=plans))
+        while rehearsal.requests() < slots:
+            await asyncio.sleep(0.005)
+        await platform.pause(run)
+        stopped = await working
+        assert (stopped.status, stopped.items["done"]) == ("stopped", rehearsal.requests())
+        assert slots <= stopped.items["done"] <= slots + 1, "one may be ahead of its slot"
+        assert steps(platform, run)[-1]["status"] == "ok"
+        rehearsal.reply("", '{"topics": []}')
+        assert (await go_on(platform, run, plans)).calls == 20
+
+
 async def test_a_run_that_is_taken_while_it_is_resumed_is_left_as_it_is() -> None:
     async with Counted().rehearsal as platform:
         run = (await platform.run(AUDIT, documents(1))).run

@@ -23,7 +23,7 @@ from twolane.batch.memo import Given, Memos, Sought, Steer
 from twolane.batch.memory import Memories, Memory, Reader, Scope
 from twolane.batch.processes import Processes
 from twolane.batch.tools import Tool
-from twolane.batch.workflow import Agent, Doable, NeedsCall, P, Prompt, R, Workflow
+from twolane.batch.workflow import Agent, Doable, NeedsCall, NotBegun, P, Prompt, R, Workflow
 from twolane.domain.document import Document
 from twolane.domain.records import Lane, Message, ModelCall, Origin, Subject
 from twolane.domain.schema import objection
@@ -76,6 +76,8 @@ class Common:
     """What the items of a run share in one process."""
 
     kernel: Kernel
+    is_ending: Callable[[], bool] = lambda: False
+    """Whether items of which nothing has begun shall not begin any more."""
     memories: Memories = field(init=False)
     processes: Processes = field(init=False, default_factory=Processes)
 
@@ -119,6 +121,10 @@ class Item:
         self.refused_replies: dict[str, str] = {}
         """The latest refused reply of each agent, for the quarantine."""
         self._is_given_up = False
+        self._has_begun = False
+        self.is_left = False
+        """Its run stopped before its first step had its turn: whatever its workflow makes of that, it stays queued."""
+        self._may_begin: Callable[[], None] = self._begin
         self._inner: list[Item] = []
         """Of the workflows under way within this one."""
         self.hits: list[str] = []
@@ -183,6 +189,7 @@ class Item:
             options=self.options, steer=self._steer, draws=self._draws, is_plan=self._is_plan, common=self._common,
         )  # fmt: skip
         inner.refused_replies, inner._reader, inner._flights = self.refused_replies, self._reader, self._flights
+        inner._may_begin = self._may_begin
         inner.hits, inner.misses, inner._path = self.hits, self.misses, (*self._path, flow.name)
         self._inner.append(inner)
         try:
@@ -249,7 +256,20 @@ class Item:
         self.misses.append(Miss(request.origin.agent, partial(self._memos.why, sought), request))
         return NeedsCall(request.origin.agent)
 
+    def _begin(self) -> None:
+        """A step's turn has come.
+
+        Raises:
+            NotBegun: it is the item's first, and its run stops.
+        """
+        if not self._has_begun and self._common.is_ending():
+            self.is_left = True
+            raise NotBegun
+        self._has_begun = True
+
     async def _use(self, call: ToolCall[Any], name: str) -> Any:  # Any: what the tool says it gives
+        if not self._is_plan:
+            self._may_begin()
         try:
             value = await call.perform(self._common.processes, is_plan=self._is_plan)
         except NeedsCall:
@@ -300,4 +320,5 @@ class Item:
             route=self._kernel.route(agent.route, origin, lane=Lane.BATCH, agent=agent.name),
             call=ModelCall(messages, "", prompt.max_tokens or 0, prompt.temperature, agent.schema()),
             subject=self._subject,
+            may_begin=self._may_begin,
         )

@@ -63,7 +63,7 @@ class Items:
 
     def __init__(self, kernel: Kernel, flow: Workflow, run_id: str, on_stop: Callable[[Stop], None]) -> None:
         self._kernel, self._flow, self._run_id, self._on_stop = kernel, flow, run_id, on_stop
-        self._common = Common(kernel)
+        self._common = Common(kernel, lambda: self.stop is not None or self.is_leaving)
         self.stop: Stop | None = None
         self.is_leaving = False
         """Nothing new begins here, but others may go on."""
@@ -139,13 +139,16 @@ class Items:
                 if self.stop or self.is_leaving:  # while it waited
                     return
                 item, result = self.flow_of(row)
-                await self._finish(row, await within(self._flow.timeout_s, result, item, closed=self.closed))
+                value = await within(self._flow.timeout_s, result, item, closed=self.closed)
+                if not item.is_left:
+                    await self._finish(row, value)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
             if is_ours(error):
                 raise
             await self._quarantine(row, item, RuntimeError("the workflow cancelled itself"))
         except BaseException as error:  # noqa: BLE001 - also Killed, and groups of these from a workflow's own tasks
-            await self._conclude(row, item, first_of(error))
+            if item is None or not item.is_left:
+                await self._conclude(row, item, first_of(error))
         if item is not None:
             await item.come_to_rest()
 

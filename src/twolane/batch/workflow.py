@@ -57,6 +57,10 @@ class NeedsCall(BaseException):  # noqa: N818 - an event of planning, not an err
         super().__init__(agent_name)
 
 
+class NotBegun(BaseException):  # noqa: N818 - an event of a stop, not an error; user code must not catch it
+    """The run stops, or this worker leaves, before anything of this item has begun: it stays queued."""
+
+
 class Doable(Generic[P, T]):
     """What `do` can do: an agent, a tool, another workflow; with what it takes and gives."""
 

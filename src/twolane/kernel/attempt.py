@@ -203,6 +203,8 @@ class Attempt:
             # refused before it waits.
             if request.lane is Lane.BATCH:
                 await self._join_lane(claim, upstream, meter)
+                if request.may_begin is not None:
+                    request.may_begin()
             # Inside: a caller who leaves while a hold is on its way to the store must not leave it behind.
             hold = await self._reserve(request, upstream, call, meter, claim)
             if hold is not None and hold.max_tokens != call.max_tokens:

@@ -69,6 +69,8 @@ class Request:
     attempt: int = 1
     allowance_pico: int | None = None
     """The most this step may reserve, whatever the budgets hold."""
+    may_begin: Callable[[], None] | None = None
+    """Of a batch step: called when its turn has come and before it holds anything; what it raises ends the step."""
 
 
 class _Ids:
