@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from twolane.errors import ConfigError, UsageError
 from twolane.kernel import ledger
 from twolane.platform import Platform
 from twolane.rules.schedules import Tick, instant
+from twolane.store import Transaction
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -215,6 +216,26 @@ async def test_a_tick_is_skipped_and_said_so_while_the_run_before_it_is_not_at_i
     await worker.platform.kill(run)
     house.clock.us += HOUR
     assert len(await worker.look()) == 1
+
+
+async def test_old_ticks_are_forgotten_but_for_those_that_something_still_asks_for(house: House) -> None:
+    worker, old = await house.open(hourly={}), NOON - 100 * DAY
+    store = worker.platform.kernel.store
+
+    def add(*states: str) -> Callable[[Transaction], None]:
+        def work(tx: Transaction) -> None:
+            for at, status in enumerate(states):
+                tx.run("add_tick", schedule="hourly", at=old + at, status=status, owner="a", reason="")
+
+        return work
+
+    await store.write(add(*["skipped"] * 10, "failed", "starting", *["started"] * 22, *["skipped"] * 1000))
+    assert await store.write(lambda tx: tx.run("forget_ticks", schedule="hourly", before=old)) == 0
+    assert await store.write(lambda tx: tx.run("forget_ticks", schedule="hourly", before=NOON)) == 11 + 2
+    await store.write(add("skipped"))
+    house.clock.us += HOUR
+    assert len(await worker.view.look(busy=[Tick("hourly", old + 11)])) == 1
+    await store.write(add("skipped"))  # so it was forgotten
 
 
 async def test_a_schedule_may_allow_its_runs_to_overlap(house: House) -> None:

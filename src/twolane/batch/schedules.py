@@ -20,6 +20,9 @@ from twolane.store import Row, Transaction
 TRIALS = 3
 """Starters of one tick that may die before it has failed."""
 
+KEPT_US = 30 * 86_400_000_000
+"""How long a tick's row is kept in any case, counted back from the newest one."""
+
 log = logging.getLogger("twolane.batch")
 
 
@@ -102,6 +105,7 @@ class Schedules:
             words.append(f"the tick of {tick.instant} is skipped: {reason}. overlap = true would start it")
         status, owner = "skipped" if reason else "starting", self._kernel.presence.name
         tx.run("add_tick", schedule=name, at=due.at_us, status=status, owner=owner, reason=reason)
+        tx.run("forget_ticks", schedule=name, before=due.at_us - KEPT_US)
         return _Decided(None if reason else tick, words)
 
     async def _left_behind(self, busy: Collection[Tick]) -> list[Tick | None]:

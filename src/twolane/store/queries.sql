@@ -920,6 +920,15 @@ UPDATE tick SET status = 'started', run = :run WHERE schedule = :schedule AND at
 -- starting -> failed.
 UPDATE tick SET status = 'failed', reason = :reason WHERE schedule = :schedule AND at = :at AND status = 'starting';
 
+-- name: forget_ticks
+-- Of what is older than `before` and than a schedule's newest thousand ticks: those that came to nothing, and all but
+-- the latest 20 that were started.
+DELETE FROM tick WHERE schedule = :schedule AND at < :before
+  AND at < (SELECT at FROM tick WHERE schedule = :schedule ORDER BY at DESC LIMIT 1 OFFSET 999)
+  AND (status IN ('skipped', 'failed')
+       OR status = 'started' AND at < (SELECT at FROM tick WHERE schedule = :schedule AND status = 'started'
+                                       ORDER BY at DESC LIMIT 1 OFFSET 19));
+
 -- name: last_ticks
 -- Each schedule's newest tick, and the newest run that one of its ticks started.
 SELECT t.schedule, t.at, t.status, t.reason,
