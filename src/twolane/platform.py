@@ -103,6 +103,7 @@ class Platform:
         if not _NAME.fullmatch(tenant):
             raise UsageError(f"{tenant!r} is no name of a tenant", hint="Letters, digits, dots, dashes, underscores")
         pico = None if budget is None else _budget(budget, self.kernel.config.currency)
+        folder = _reports(reports)
         sources = read_sources(inputs)
         return await runs.create(
             self.kernel,
@@ -112,7 +113,7 @@ class Platform:
             options=options,
             budget_pico=pico,
             tenant=tenant,
-            reports=Path(reports) if reports else None,
+            reports=folder,
             priority=priority,
             due_us=0 if due is None else int(due.timestamp() * 1_000_000),
             tick=tick,
@@ -340,6 +341,13 @@ def _check_options(workflow: Workflow, options: Mapping[str, str]) -> None:
     check = getattr(importlib.import_module(workflow.function.__module__), "check_options", None)
     if check is not None:
         check(options)
+
+
+def _reports(path: str | None) -> Path | None:
+    folder = Path(path) if path else None
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"reports cannot be written to {path}: it is no folder")
+    return folder
 
 
 def _budget(text: str, currency: str) -> int:

@@ -161,6 +161,8 @@ def test_a_run_reads_its_items_from_a_database(shell: Shell, contracts: str) -> 
         ),
         (("run", "list", "--config", "typo.toml"), "did you mean 'store'?"),
         (("run", "list", "--config", "gone.toml"), "there is no such file"),
+        (("run", "list", "--count", "0"), "'--count'"),
+        (("run", "plan", "contract-audit"), "a plan of a flow needs its inputs"),
         (("run", "show", "r0"), "there is no run 'r0'"),
         (("rnu", "list"), "did you mean 'run'?"),
         (("switch", "trip"), "name one scope"),

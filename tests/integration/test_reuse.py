@@ -614,6 +614,8 @@ async def test_what_a_workflow_does_not_take_is_refused_before_anything_is_writt
         bare = replace(AUDIT, options=())
         with pytest.raises(UsageError, match="it takes none"):
             await platform.start(bare, documents(1), options=wrong)
+        with pytest.raises(UsageError, match="it is no folder"):
+            await platform.start(AUDIT, documents(1), reports=__file__)
         assert len(platform.kernel.store.all("runs", count=9)) == 1
         await platform.fork(first.run, flow=bare)  # what it was started with stays as it was
 

@@ -95,14 +95,15 @@ def load_flow(name: str, folder: Path) -> Workflow:
     """
     target = FLOWS.get(name, name)
     module_name, colon, attribute = target.partition(":")
-    if not colon:
+    if not (colon and module_name):
         raise UsageError(f"there is no flow {name!r}{near(name, FLOWS)}", hint="Name your own as module:function")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"flow {name!r}: there is no module {error.name!r} in {folder}") from None
+        hint = "Name the module, without .py" if module_name.endswith(".py") else ""
+        raise UsageError(f"flow {name!r}: there is no module {error.name!r} in {folder}", hint=hint) from None
     except Exception as error:  # noqa: BLE001 - the user's module runs here: whatever it raises is theirs to read
         raise UsageError(f"flow {name!r}: its module raised {type(error).__name__}: {error}") from None
     flow = getattr(module, attribute, None)

@@ -55,7 +55,9 @@ def start(
         str | None, typer.Option(help="folder of the reports; else reports/RUN beside the store")
     ] = None,
     tenant: Annotated[str, typer.Option(help="whose run it is")] = "default",
-    priority: Annotated[int, typer.Option(help="workers take runs of a higher one first")] = 0,
+    priority: Annotated[
+        int, typer.Option(help="workers take runs of a higher one first", min=-1_000_000, max=1_000_000)
+    ] = 0,
     at: Annotated[datetime | None, typer.Option(help="not before this instant, in UTC", formats=INSTANTS)] = None,
     config: ConfigOption = None,
     is_json: JsonOption = False,
@@ -133,6 +135,8 @@ def plan(
                 raise UsageError(
                     "a run's options are fixed", hint=f"Change them in a copy: twolane run fork {what} --with …"
                 )
+            elif ":" in what or what in runs.FLOWS:
+                raise UsageError(f"a plan of a flow needs its inputs: twolane run plan {what} INPUT…")
             else:
                 said = await platform.plan_run(what, quarantined=quarantined, from_agent=from_agent)
             emit(is_json, said.fields(), lambda: plan_lines(said))
@@ -218,7 +222,7 @@ def work(identity: RunId, config: ConfigOption = None, is_json: JsonOption = Fal
 
 @app.command(name="list")
 def list_(
-    count: Annotated[int, typer.Option(help="how many, newest first")] = 50,
+    count: Annotated[int, typer.Option(help="how many, newest first", min=1, max=10_000)] = 50,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -384,6 +388,8 @@ def _options(pairs: list[str] | None) -> dict[str, str]:
         name, sign, value = pair.partition("=")
         if not sign or not name:
             raise UsageError(f"--with {plain(pair)}: write it as key=value")
+        if name in options:
+            raise UsageError(f"--with {plain(name)} is given twice")
         options[name] = value
     return options
 
