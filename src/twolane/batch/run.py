@@ -95,7 +95,7 @@ def load_flow(name: str, folder: Path) -> Workflow:
     """
     target = FLOWS.get(name, name)
     module_name, colon, attribute = target.partition(":")
-    if not (colon and module_name):
+    if not (colon and all(module_name.split("."))):
         raise UsageError(f"there is no flow {name!r}{near(name, FLOWS)}", hint="Name your own as module:function")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -104,7 +104,7 @@ def load_flow(name: str, folder: Path) -> Workflow:
     except ModuleNotFoundError as error:
         hint = "Name the module, without .py" if module_name.endswith(".py") else ""
         raise UsageError(f"flow {name!r}: there is no module {error.name!r} in {folder}", hint=hint) from None
-    except Exception as error:  # noqa: BLE001 - the user's module runs here: whatever it raises is theirs to read
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's module: whatever it raises is theirs to read
         raise UsageError(f"flow {name!r}: its module raised {type(error).__name__}: {error}") from None
     flow = getattr(module, attribute, None)
     if not isinstance(flow, Workflow):

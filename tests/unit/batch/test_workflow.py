@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from twolane import Agent, Document, Item, Prompt, Quote, Workflow, agent, workflow
+from twolane.batch.run import load_flow
 from twolane.domain.document import as_data
 from twolane.domain.records import Message, Origin, Subject
-from twolane.errors import ConfigError, HandoffRefused
+from twolane.errors import ConfigError, HandoffRefused, UsageError
 from twolane.models.extractive import read_brief
 
 CONTRACT = Document("a.txt", "The price is 5 EUR.")
@@ -156,6 +159,24 @@ def test_further_parameters_with_defaults_are_fine() -> None:
         return Report(text=str(depth))
 
     assert workflow(version="1")(tuned).name == "tuned"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("flows_that_exit:audit", "its module raised SystemExit: 3"),
+        ("gone.py:audit", "there is no module .gone. in .* Name the module, without .py"),
+        (":audit", "there is no flow ':audit'"),
+        ("..flows:audit", "there is no flow '..flows:audit'"),
+    ],
+)
+def test_a_flow_that_cannot_be_loaded_is_refused_with_its_reason(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flows_that_exit.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(UsageError, match=words):
+        load_flow(name, tmp_path)
 
 
 # ── prompts ──
