@@ -85,9 +85,9 @@ class Meter:
         self._last_bytes += len(block)
         while self._last_bytes - len(self._last[0]) >= TAIL_BYTES:
             self._last_bytes -= len(self._last.popleft())
-        if (b"[DONE]" in block or b"[DONE]" in self._edge + block[:5]) and not self._is_done:
+        if (b"[DONE]" in block or (self._edge and b"[DONE]" in self._edge + block[:5])) and not self._is_done:
             self._is_done = end_of(self._tail()) >= 0
-        self._edge = block[-5:] if len(block) >= 5 else (self._edge + block)[-5:]
+        self._edge = b"" if block.endswith(b"\n") else (self._edge + block[-5:])[-5:]
         if self.ttft_us is None and _has_answered(self.peeked):
             self.ttft_us = int((time.monotonic() - self._began) * 1_000_000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -15,6 +16,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, patience: Patience, **options: Any) -> None:  # Any: uvicorn's, passed through
         super().__init__(**options)
         self._patience = patience
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own word
+        """A client came."""
+        super().connection_made(_HeadAndBody(transport, self.loop))  # type: ignore[arg-type]  # as far as it is used
 
     def pause_writing(self) -> None:
         """Too much waits to be taken."""
@@ -41,3 +46,36 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever its type says
         if cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
+
+
+class _HeadAndBody:
+    """A client's transport that sends the head of an answer together with what follows it at once: one system call and
+    one packet less before the first token."""
+
+    __slots__ = ("_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._head = transport, loop, b""
+
+    def write(self, data: bytes) -> None:
+        """A head waits for the end of this turn of the loop; all else goes now."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._send_head)
+            return
+        self._transport.write(data)
+
+    def _send_head(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """What was written is sent first."""
+        self._send_head()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # Any: the rest of a transport, as it is
+        return getattr(self._transport, name)

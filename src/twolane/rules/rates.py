@@ -124,7 +124,12 @@ class Told:
     """Seconds until it is full again."""
 
 
-_KINDS = ("requests", "tokens", "input-tokens", "output-tokens")
+_NAMES = tuple(
+    (kind.rpartition("-")[2], tuple(name.format(part) for part in ("limit", "remaining", "reset")))
+    for kind in ("requests", "tokens", "input-tokens", "output-tokens")
+    for name in ("x-ratelimit-{}-" + kind, f"anthropic-ratelimit-{kind}-{{}}")
+)
+"""What a limit counts, and the headers that tell it: limit, remaining, reset."""
 
 
 def read_limits(headers: Mapping[str, str], wall_s: float) -> list[Told]:
@@ -133,14 +138,13 @@ def read_limits(headers: Mapping[str, str], wall_s: float) -> list[Told]:
 
     Source: https://platform.openai.com/docs/guides/rate-limits, https://docs.anthropic.com/en/api/rate-limits
     """
-    found = []
-    for kind in _KINDS:
-        for name in ("x-ratelimit-{}-" + kind, f"anthropic-ratelimit-{kind}-{{}}"):
-            limit, remaining = (_whole(headers.get(name.format(part))) for part in ("limit", "remaining"))
-            if limit is None and remaining is None:
-                continue
-            reset_s = seconds(headers.get(name.format("reset"), ""), wall_s)
-            found.append(Told(kind.rpartition("-")[2], limit, remaining, reset_s))
+    found: list[Told] = []
+    for what, (limit_name, remaining_name, reset_name) in _NAMES:
+        if limit_name not in headers and remaining_name not in headers:
+            continue
+        limit, remaining = _whole(headers.get(limit_name)), _whole(headers.get(remaining_name))
+        if limit is not None or remaining is not None:
+            found.append(Told(what, limit, remaining, seconds(headers.get(reset_name, ""), wall_s)))
     return found
 
 
