@@ -154,7 +154,7 @@ def department(figures: Facts) -> Picture | None:
     )
     deadline = facts["deadline_ms"]
     highest = max(deadline, *(crowd["admitted_ttft_ms"]["p99"] or 0 for crowd in crowds.values()))
-    axis, share = Axis(0, highest * 1.04, 100, 430), Axis(0, 1, 560, WIDTH - 60)
+    axis, share = Axis(0, highest * 1.04, 100, 430), Axis(0, 1, 566, WIDTH - 60)
     _vertical_grid(picture, axis, 74, bottom, "time to first token", unit="ms")
     picture.dashed(axis.at(deadline), 74, axis.at(deadline), bottom)
     picture.line(share.start, 74, share.start, bottom)
