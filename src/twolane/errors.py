@@ -204,6 +204,13 @@ class Problem:
         return f"{self.pointer or '/'}: {self.text}"
 
 
+def validation_words(found: Mapping[str, object]) -> str:
+    """What one of pydantic's `errors()` says: a validator's own words stand alone, without the kind of error before
+    them."""
+    words = str(found["msg"])
+    return words.removeprefix("Value error, ") or words
+
+
 class HandoffRefused(TwolaneError):
     """An agent's reply did not fit its schema, nor did its repairs."""
 

@@ -23,7 +23,7 @@ from twolane.batch.workflow import NeedsCall
 from twolane.domain.canonical import canonical_json, commitment
 from twolane.domain.money import Money
 from twolane.domain.records import Kind, Lane, ModelCall, Origin, Price, Status, Subject
-from twolane.domain.schema import in_words
+from twolane.domain.schema import first_problem
 from twolane.errors import BudgetExceeded, HandoffRefused, Killed, Problem
 from twolane.kernel import Kernel, ledger, new_id
 from twolane.kernel.answer import EXHAUSTED
@@ -158,7 +158,10 @@ class ToolCall(Generic[T]):
             status = Status.OK
         except ValidationError as error:
             status, reason = Status.REFUSED, "handoff refused: not what it says it returns"
-            raise HandoffRefused(self._tool.name, [Problem("", _first_problem(error))]) from None
+            raise HandoffRefused(
+                self._tool.name,
+                [Problem("", f"it gave something else than it says it returns: {first_problem(error)}")],
+            ) from None
         except Broken as error:
             status, reason = (Status.REFUSED if error.is_reply else Status.FAILED), f"the tool {error.public}"
             raise HandoffRefused(self._tool.name, [Problem("", f"it {error}")]) from None
@@ -358,10 +361,3 @@ class _Running(Generic[T]):
 def _priced(pico: int) -> ModelCall:
     """A tool call as the treasury knows calls: nothing in, and its price as that of one token out."""
     return ModelCall((), "", 1 if pico else 0)
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return (
-        f"it gave something else than it says it returns: {'/'.join(map(str, first['loc'])) or '/'}: {in_words(first)}"
-    )

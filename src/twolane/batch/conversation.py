@@ -22,7 +22,7 @@ from twolane.batch.memo import Sought
 from twolane.batch.workflow import Agent, Prompt
 from twolane.domain.completion import Completion
 from twolane.domain.records import Status
-from twolane.domain.schema import Judged, in_words, judge
+from twolane.domain.schema import Judged, first_problem, judge
 from twolane.errors import HandoffRefused, Problem
 from twolane.kernel import Answer, Request
 
@@ -181,9 +181,7 @@ class Conversation(Generic[R]):
         try:
             return _Call(identity, tool, tool.arguments.model_validate_json(arguments))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = "/".join(map(str, first["loc"]))
-            return _Call(identity, tool, None, f"its arguments do not fit: {where or '/'}: {in_words(first)}")
+            return _Call(identity, tool, None, f"its arguments do not fit: {first_problem(error)}")
 
     async def _results(self, turn: _Turn) -> Sequence[Mapping[str, object]]:
         """What every call gave; where one may not be made, none is, and each is told why."""

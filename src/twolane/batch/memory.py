@@ -24,8 +24,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from twolane.batch.workflow import NeedsCall
 from twolane.domain.canonical import canonical_json, commitment, digest
 from twolane.domain.records import Origin, Subject
-from twolane.domain.schema import in_words
-from twolane.errors import ConfigError, HandoffRefused, Problem
+from twolane.errors import ConfigError, HandoffRefused, Problem, validation_words
 from twolane.kernel import Kernel, ledger
 from twolane.store import Transaction
 from twolane.store.vault import seal, unseal
@@ -269,7 +268,9 @@ class Memory(Generic[T]):
         first = error.errors()[0]
         # In words: a key may quote a document, and a pointer enters the ledger.
         where = "".join(f"/{part}" for part in first["loc"])
-        return HandoffRefused(f"memory {self._place.name}", [Problem("", f"at {where or '/'}: {in_words(first)}")])
+        return HandoffRefused(
+            f"memory {self._place.name}", [Problem("", f"at {where or '/'}: {validation_words(first)}")]
+        )
 
 
 class Reader:

@@ -29,8 +29,8 @@ from twolane.config import near
 from twolane.domain.document import Document
 from twolane.domain.money import decimal_string
 from twolane.domain.records import Origin, Subject
-from twolane.domain.schema import in_words, problem_at
-from twolane.errors import ConfigError, NotFound, Problem, UsageError
+from twolane.domain.schema import problem_at
+from twolane.errors import ConfigError, NotFound, Problem, UsageError, validation_words
 from twolane.kernel import Kernel, ledger
 from twolane.kernel.progress import status_of
 from twolane.knowledge.ingest import Source
@@ -129,7 +129,7 @@ def input_of(flow: Workflow, source: Source) -> tuple[bytes | None, Problem | No
         revive_input(flow, source.id, orjson.dumps(row))
     except ValidationError as error:
         first = error.errors()[0]
-        return None, problem_at(flow.takes, first["loc"], in_words(first))  # type: ignore[arg-type]  # a pydantic model here
+        return None, problem_at(flow.takes, first["loc"], validation_words(first))  # type: ignore[arg-type]  # a pydantic model here
     return orjson.dumps(row), None
 
 

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from twolane.config import ScheduleSection
 from twolane.kernel import Kernel, ledger
+from twolane.rules import budgets
 from twolane.rules.schedules import COUNTED, Tick, due_tick, instant, next_tick
 from twolane.store import Row, Transaction
 
 TRIALS = 3
 """Starters of one tick that may die before it has failed."""
 
-KEPT_US = 30 * 86_400_000_000
+KEPT_US = 30 * budgets.DAY_US
 """How long a tick's row is kept in any case, counted back from the newest one."""
 
 log = logging.getLogger("twolane.batch")

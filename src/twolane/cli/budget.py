@@ -88,27 +88,23 @@ def lift(
     why = (reason or "").strip().encode(errors="replace").decode()[:500]
 
     def is_as_expected(before: Limit | None) -> bool:
-        limits = (
-            [] if before is None else [(name, most) for name, most in before.most._asdict().items() if most is not None]
-        )
-        return if_limit is None or not limits or _read(limits[0][0], if_limit, loaded.currency) == limits[0][1]
+        if if_limit is None or before is None:
+            return True
+        first = next(((name, most) for name, most in before.most._asdict().items() if most is not None), None)
+        return first is None or _read(first[0], if_limit, loaded.currency) == first[1]
 
     async def go() -> None:
         async with await Platform.open(loaded, can_call=False) as platform:
             treasury = platform.kernel.treasury
             before = await treasury.lift_budget(scope, actor="budget lift", reason=why or None, only_if=is_as_expected)
-            by_file = treasury.limit_of_kind(scope)
-            still = (
-                [f"The configuration limits it to {treasury.told_limit(by_file)}, as all like it"] if by_file else []
-            )
+            by_file, still = treasury.limit_of_kind(scope), list[str]()
+            if by_file is not None:
+                still.append(f"The configuration limits it to {treasury.told_limit(by_file)}, as all like it")
             if before is None:
                 raise NotFound(". ".join([f"no budget is set for {scope}", *still, "Look: twolane budget list"]))
             answer = {"scope": scope, "previous": before.fields()}
-            emit(
-                is_json,
-                answer,
-                [f"{scope}: no limit of its own any more (it was {treasury.told_limit(before)})", *still],
-            )
+            told = f"{scope}: no limit of its own any more (it was {treasury.told_limit(before)})"
+            emit(is_json, answer, [told, *still])
 
     run(go())
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from twolane.batch.reports import whole_file
+from twolane.cli.lines import short
 from twolane.cli.output import ConfigOption, JsonOption, emit, load_config, new_app, run, table
 from twolane.config import ANTHROPIC_URL, Config
 from twolane.domain.money import decimal_string
@@ -139,10 +140,7 @@ def _cells(figures: Figures) -> list[str]:
 
 def _money(amount: str | None) -> str:
     """To six places, for people; `?` is not known."""
-    if amount is None:
-        return "?"
-    whole, _, digits = amount.partition(".")
-    return f"{whole}.{digits[:6]}"
+    return "?" if amount is None else short(amount)
 
 
 # ── the export ──

@@ -29,7 +29,7 @@ from twolane.config.sections import (
 from twolane.config.upstream import ANTHROPIC_URL, Limit, PriceTable, Rate, Slots, Timeout, UpstreamSection
 from twolane.config.values import NAME, POSTGRES, Section, has_password, near, resolve_secret
 from twolane.domain.money import Money
-from twolane.errors import ConfigError, TwolaneError
+from twolane.errors import ConfigError, TwolaneError, validation_words
 from twolane.rules import guards
 
 __all__ = [
@@ -294,7 +294,7 @@ def _explain(error: ValidationError, table: Mapping[str, object]) -> str:
         if path[-1] in LATER:
             return f"{key}: this is not built yet. Leave it out: accepted and not kept, it would be an empty promise"
         return f"{key}: there is no such key{near(path[-1], _siblings(path))}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = validation_words(first)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return (f"{key}: {message}" if key else message) + more
 

@@ -21,12 +21,11 @@ import jsonschema_rs
 import orjson
 from pydantic import BaseModel, PydanticUserError, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
-from pydantic_core import ErrorDetails
 
 from twolane.domain.document import Document, Quote, locate
 from twolane.domain.meetable import unmeetable
 from twolane.domain.records import ReplySchema
-from twolane.errors import ConfigError, Problem
+from twolane.errors import ConfigError, Problem, validation_words
 
 R = TypeVar("R", bound=BaseModel)
 Path = tuple[object, ...]
@@ -115,7 +114,9 @@ def revive(
         value = model.model_validate(instance)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        return Judged(None, tuple(problem_at(model, item["loc"], in_words(item)) for item in found[:MAX_PROBLEMS]))
+        return Judged(
+            None, tuple(problem_at(model, item["loc"], validation_words(item)) for item in found[:MAX_PROBLEMS])
+        )
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a validator is the user's code: whatever it raises, it said no
         return _refused(f"its validators raised {_words_of(error)}")
     unplaced = _unplaced(value, model, sources)
@@ -289,9 +290,10 @@ def _refused(words: str) -> Judged[Any]:  # Any: there is no value
     return Judged(None, (Problem("", _short(words)),))
 
 
-def in_words(found: ErrorDetails) -> str:
-    """What pydantic found, in words: a validator's own stand alone, without the kind of error before them."""
-    return found["msg"].removeprefix("Value error, ") or found["msg"]
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found, after its place."""
+    first = error.errors()[0]
+    return f"{'/'.join(map(str, first['loc'])) or '/'}: {validation_words(first)}"
 
 
 def problem_at(model: type[BaseModel], path: Iterable[object], words: str) -> Problem:

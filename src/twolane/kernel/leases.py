@@ -79,6 +79,10 @@ class Lease:
         """Held and not in use."""
         return max(0, self.slots.count - self.slots.occupied())
 
+    def lacks(self) -> bool:
+        """True where fewer are held here than our row says we want."""
+        return self.wants + self.loan > self.slots.count
+
     def is_due(self) -> bool:
         """True where the store should hear of a change."""
         slots = self.slots
@@ -87,7 +91,7 @@ class Lease:
         wants, loan = self.demand(), self.gate.loan(slots)
         if wants + loan > slots.count and slots.count < slots.total:
             return wants > self.wants or loan > self.loan
-        return self.wants + self.loan > slots.count  # we no longer lack what our row says
+        return self.lacks()  # though no more: our row says too much
 
 
 class Leases:
@@ -157,8 +161,7 @@ class Leases:
         lease.unreported += back
         back, lease.wants, lease.loan = lease.unreported, lease.demand(), lease.gate.loan(slots)
         lease.is_writing = True
-        is_lacking = lease.wants + lease.loan > slots.count
-        dead = self._dead() if is_lacking else []
+        dead = self._dead() if lease.lacks() else []
         change = _Change(
             slots.upstream, str(slots.lane), self._owner, slots.total, lease.lend, lease.wants, lease.loan, back, dead,
             ledger.now_us(),
@@ -199,14 +202,14 @@ class Leases:
 
     def _is_alone(self) -> bool:
         """True where nobody else was there at the last look, and nothing is lacking."""
-        return not any(lease.others or lease.wants + lease.loan > lease.slots.count for lease in self._leases.values())
+        return not any(lease.others or lease.lacks() for lease in self._leases.values())
 
     def _look(self) -> None:
         version, now = self._store.version(), time.monotonic()
-        is_lacking = any(lease.wants + lease.loan > lease.slots.count for lease in self._leases.values())
+        is_lacking = any(lease.lacks() for lease in self._leases.values())
         if is_lacking and now - self._swept > DEAD_S and self._dead():
             for lease in self._leases.values():
-                if not lease.is_writing and lease.wants + lease.loan > lease.slots.count:
+                if not lease.is_writing and lease.lacks():
                     self._write(lease)
         if version != self._version:
             self._version = version

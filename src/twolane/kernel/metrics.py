@@ -33,7 +33,6 @@ FRESH_S = 1.0
 """Who asks more often is told the same of the store again."""
 RUN_STATUSES = ("queued", "running", "done", "stopped", "failed")
 """Told from the start: a rule that compares with ten minutes ago would not see the first run that fails."""
-DAY_US = 86_400_000_000
 _SUMMED = ("calls", "reused", "refused", "failed", "input_tokens", "output_tokens", "cost_pico")
 
 
@@ -118,7 +117,7 @@ class Metrics:
     def _totals(self, tenant: str | None) -> Samples:
         """What the roll-ups have; for all tenants, the days that are over are added up once."""
         # A step that ended before midnight may be written after it, so yesterday is not over yet.
-        over = budgets.window("day", ledger.now_us() - DAY_US)
+        over = budgets.window("day", ledger.now_us() - budgets.DAY_US)
         if over < self._past_until:  # the clock was set back
             self._past, self._past_until = _Sums(), ""
         if over != self._past_until:
@@ -161,7 +160,7 @@ class Metrics:
         found: list[tuple[float, tuple[str, ...], list[float | None]]] = []
         for row in map(dict, store.all("wide_budgets")):
             gone = used.get(row["scope"])
-            for column, dimension, unit in DIMENSIONS if tenant in (None, _tenant_of(row["scope"])) else ():
+            for column, dimension, unit in _LIMITABLE if tenant in (None, _tenant_of(row["scope"])) else ():
                 if (limit := row.get(column)) is not None:
                     spent, held = (None if gone is None else gone[f"{part}_{column}"] for part in ("spent", "held"))
                     fullness = ((spent or 0) + (held or 0)) / max(limit, 1e-9)
@@ -186,7 +185,7 @@ class Metrics:
         }
 
 
-DIMENSIONS = (
+_LIMITABLE = (
     ("pico", "money", PICO), ("tokens", "tokens", 1), ("calls", "calls", 1),
     ("us", "seconds", 1_000_000), ("accelerator_us", "accelerator_seconds", 1_000_000),
 )  # fmt: skip
